@@ -1,0 +1,487 @@
+//! Local processes: who they are, what they ask, and how they end.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+use migshm_protocol::call::{Answer, Attachment, Call, Caller, Errno, Outcome};
+use migshm_protocol::control::{Placement, ToCoordinator};
+use migshm_protocol::ids::PAGE_SIZE;
+use migshm_protocol::local::{FromNode, LOCAL_VERSION, ToNode};
+use migshm_protocol::{ProcessId, SegmentId, codec};
+use tokio::io::unix::AsyncFd;
+use tokio::task::AbortHandle;
+
+use crate::daemon::{Attaching, Connection, ConnectionId, Coordinator, Node, Pending, Process, Resident};
+use crate::local::{self, Credentials, Socket};
+use crate::memory::{AttachId, SpaceId};
+use crate::tasks;
+use crate::uffd::Uffd;
+
+/// `SHM_RDONLY` of `shmat(2)`.
+const SHM_RDONLY: i32 = 0o10000;
+
+/// What a known process's anchor page contains: nonzero, and the address space's number.
+fn anchor_page(space: SpaceId) -> [u8; PAGE_SIZE] {
+    let mut page = [0; PAGE_SIZE];
+    page[..8].copy_from_slice(&space.0.to_le_bytes());
+    page
+}
+
+impl Node {
+    /// A process connected.
+    pub(crate) fn on_connect(&mut self, id: ConnectionId, socket: Rc<AsyncFd<Socket>>, task: AbortHandle) {
+        self.connections.insert(id, Connection { socket, task, caller: None, call: None });
+    }
+
+    /// A connection's socket is readable; returns false once it is finished.
+    pub(crate) fn on_readable(&mut self, id: ConnectionId) -> io::Result<()> {
+        let Some(connection) = self.connections.get(&id) else { return Err(io::ErrorKind::NotConnected.into()) };
+        let socket = Rc::clone(&connection.socket);
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.resize(migshm_protocol::limits::MAX_LOCAL, 0);
+        let result = socket.get_ref().receive(&mut buffer).and_then(|(length, descriptor)| {
+            if length == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let (message, raw) = codec::decode::<ToNode>(&buffer[..length])
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            self.on_local(id, message, raw, descriptor)
+        });
+        self.buffer = buffer;
+        if result.is_ok() {
+            self.settle();
+        }
+        result
+    }
+
+    fn on_local(
+        &mut self,
+        from: ConnectionId,
+        message: ToNode,
+        raw: &[u8],
+        descriptor: Option<OwnedFd>,
+    ) -> io::Result<()> {
+        if let ToNode::Hello { version, forked_from } = message {
+            return self.on_hello(from, version, forked_from);
+        }
+        let Some(caller) = self.connections.get(&from).and_then(|c| c.caller.clone()) else {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "request before Hello"));
+        };
+        match message {
+            ToNode::Hello { .. } => unreachable!("handled above"),
+            ToNode::Anchor { id, address } => {
+                let outcome = self.on_anchor(caller.pid, address, descriptor);
+                self.answer(from, id, outcome.map(|()| Answer::Value(0)), &[], None);
+            }
+            ToNode::Call { id, call } => self.on_call(from, id, caller, call, raw),
+            ToNode::Cancel { id, errno } => {
+                let call = self.connections.get(&from).and_then(|c| c.call);
+                if let Some((_, ours)) = call.filter(|(theirs, _)| *theirs == id) {
+                    self.tell(ToCoordinator::Cancel { id: ours, errno }, &[]);
+                }
+            }
+            ToNode::Mapped { id, attach, address } => self.on_mapped(from, id, AttachId(attach), address),
+            ToNode::Detach { id, address } => self.on_detach(from, id, &caller, address),
+            ToNode::Unmapped { attach } => {
+                if let Some(space) = self.space_of(caller.pid) {
+                    self.memory.unmap(space, AttachId(attach));
+                }
+            }
+            ToNode::Status { id } => {
+                let status = self.status().to_string();
+                self.answer(from, id, Ok(Answer::Value(0)), status.as_bytes(), None);
+            }
+        }
+        Ok(())
+    }
+
+    fn space_of(&self, pid: i32) -> Option<SpaceId> {
+        self.processes.get(&pid)?.space
+    }
+
+    fn on_hello(&mut self, from: ConnectionId, version: u32, forked_from: i32) -> io::Result<()> {
+        let socket = Rc::clone(&self.connections[&from].socket);
+        if version != LOCAL_VERSION {
+            tracing::warn!(version, "a process uses another version of libmigshm.so");
+            self.post(from, &FromNode::Refused { errno: Errno::ENOSYS }, &[], None);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "another version of libmigshm.so"));
+        }
+        let credentials = socket.get_ref().credentials()?;
+        let process = self.meet(credentials.pid)?;
+        if forked_from != 0 {
+            self.adopt_fork(forked_from, credentials.pid);
+        }
+        let Credentials { pid, uid, gid, groups } = credentials;
+        let caller = Caller { process, pid, uid, gid, groups, capabilities: local::capabilities(pid) };
+        if let Some(connection) = self.connections.get_mut(&from) {
+            connection.caller = Some(caller);
+        }
+        let device = self.device.as_ref().and_then(|device| device.try_clone().ok());
+        let welcome = FromNode::Welcome { node: self.id, track: device.is_some() };
+        self.post(from, &welcome, &[], device.as_ref().map(AsFd::as_fd));
+        Ok(())
+    }
+
+    /// The process with this pid, watched from now on.
+    fn meet(&mut self, pid: i32) -> io::Result<ProcessId> {
+        if let Some(process) = self.processes.get(&pid) {
+            if !local::has_ended(&process.pidfd) {
+                return Ok(process.id);
+            }
+            // The pid went to a new process before the end of the old one was noticed.
+            self.on_exit(pid);
+        }
+        let pidfd = Rc::new(local::pidfd(pid)?);
+        let id = ProcessId(self.next_id());
+        let watcher = tasks::watch_process(self, pid, Rc::clone(&pidfd));
+        self.processes.insert(pid, Process { id, pidfd, watcher, space: None });
+        Ok(id)
+    }
+
+    fn on_anchor(&mut self, pid: i32, address: u64, descriptor: Option<OwnedFd>) -> Result<(), Errno> {
+        let descriptor = descriptor.ok_or(Errno::EINVAL)?;
+        if let Some(old) = self.space_of(pid) {
+            if self.memory.is_alive(old) {
+                return Err(Errno::EEXIST);
+            }
+            self.end_space(old);
+        }
+        let uffd = Uffd::of_process(descriptor).map_err(|error| self.no_tracking(pid, &error))?;
+        let space = self.memory.add_space(Some(uffd), address).map_err(|error| self.no_tracking(pid, &error))?;
+        let watcher = tasks::watch_space(self, space);
+        self.spaces.insert(space, Resident { pid: Some(pid), watcher });
+        self.memory.introduce(space, address, &anchor_page(space));
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.space = Some(space);
+        }
+        Ok(())
+    }
+
+    fn no_tracking(&self, pid: i32, error: &io::Error) -> Errno {
+        tracing::error!(node = self.name, pid, %error, "cannot watch a process with userfaultfd");
+        Errno::ENOMEM
+    }
+
+    /// The process's address space, made now if no userfaultfd is to be had.
+    fn ensure_space(&mut self, pid: i32) -> Option<SpaceId> {
+        if let Some(space) = self.space_of(pid) {
+            return Some(space);
+        }
+        if self.device.is_some() {
+            return None;
+        }
+        let space = self.memory.add_space(None, 0).ok()?;
+        self.spaces.insert(space, Resident { pid: Some(pid), watcher: None });
+        self.processes.get_mut(&pid)?.space = Some(space);
+        Some(space)
+    }
+
+    /// A child says that it was forked from `parent`, where the kernel does not report forks.
+    fn adopt_fork(&mut self, parent: i32, child: i32) {
+        let Some(from) = self.space_of(parent).filter(|_| self.device.is_none()) else { return };
+        if self.space_of(child).is_some() || local::parent_of(child) != Some(parent) {
+            return;
+        }
+        if let Some(space) = self.ensure_space(child) {
+            self.memory.inherit(from, space);
+            self.report_inherited(space, child);
+        }
+    }
+
+    fn report_inherited(&mut self, space: SpaceId, pid: i32) {
+        for (segment, count) in self.memory.attaches(space) {
+            self.tell(ToCoordinator::Inherited { segment, count, pid }, &[]);
+        }
+    }
+
+    /// The kernel reported a fork. Whose it is comes later.
+    pub(crate) fn on_fork(&mut self, parent: SpaceId, child: SpaceId) {
+        let watcher = tasks::watch_space(self, child);
+        self.spaces.insert(child, Resident { pid: None, watcher });
+        let pid = self.spaces.get(&parent).and_then(|r| r.pid).unwrap_or(0);
+        self.report_inherited(child, pid);
+    }
+
+    /// A forked child touched its anchor page.
+    pub(crate) fn on_introduction(&mut self, space: SpaceId, address: u64, thread: i32) {
+        if let Some(pid) = local::process_of(thread)
+            && self.meet(pid).is_ok()
+        {
+            if let Some(old) = self.space_of(pid).filter(|old| *old != space) {
+                self.end_space(old);
+            }
+            if let Some(process) = self.processes.get_mut(&pid) {
+                process.space = Some(space);
+            }
+            if let Some(resident) = self.spaces.get_mut(&space) {
+                resident.pid = Some(pid);
+            }
+        }
+        self.memory.introduce(space, address, &anchor_page(space));
+    }
+
+    fn on_call(&mut self, from: ConnectionId, theirs: u64, caller: Caller, call: Call, raw: &[u8]) {
+        self.counters.calls += 1;
+        let id = self.next_id();
+        let pending = match call {
+            Call::ShmAttach { flags, .. } => {
+                if self.ensure_space(caller.pid).is_none() {
+                    return self.answer(from, theirs, Err(Errno::ENOMEM), &[], None);
+                }
+                Pending::Attach(from, flags)
+            }
+            _ => Pending::Call(from),
+        };
+        if let Some(connection) = self.connections.get_mut(&from) {
+            connection.call = Some((theirs, id));
+        }
+        self.pending.insert(id, pending);
+        self.tell(ToCoordinator::Call { id, caller, call }, raw);
+    }
+
+    /// The coordinator answered.
+    pub(crate) fn on_answer(&mut self, id: u64, outcome: Outcome, placement: Option<Placement>, raw: &[u8]) {
+        let Some(pending) = self.pending.remove(&id) else { return };
+        match pending {
+            Pending::Call(connection) => {
+                if let Some(theirs) = self.finish(connection, id) {
+                    self.answer(connection, theirs, outcome, raw, None);
+                }
+            }
+            Pending::Attach(connection, flags) => self.on_attach_answer(connection, id, flags, outcome, placement),
+            Pending::Detach { connection, attach, length } => {
+                if let Some(theirs) = self.finish(connection, id) {
+                    let message = match outcome {
+                        Ok(_) => FromNode::Detaching { id: theirs, attach: attach.0, length },
+                        Err(_) => FromNode::Answer { id: theirs, outcome },
+                    };
+                    self.post(connection, &message, &[], None);
+                }
+            }
+        }
+    }
+
+    /// The shim's id of the call that the connection waits for, if it still does.
+    fn finish(&mut self, connection: ConnectionId, ours: u64) -> Option<u64> {
+        let entry = self.connections.get_mut(&connection)?;
+        entry.call.take_if(|(_, id)| *id == ours).map(|(theirs, _)| theirs)
+    }
+
+    fn on_attach_answer(
+        &mut self,
+        connection: ConnectionId,
+        id: u64,
+        flags: i32,
+        outcome: Outcome,
+        placement: Option<Placement>,
+    ) {
+        let caller = self.connections.get(&connection).and_then(|c| c.caller.clone());
+        let theirs = self.finish(connection, id);
+        let granted = match outcome {
+            Ok(Answer::Attached(attachment)) => Ok(attachment),
+            Ok(_) => Err(Errno::EIO),
+            Err(errno) => Err(errno),
+        };
+        let pid = caller.as_ref().map_or(0, |c| c.pid);
+        let leave = granted.and_then(|attachment| {
+            let leave = match theirs {
+                Some(theirs) => self.leave_to_attach(connection, theirs, pid, flags, attachment, placement),
+                None => Err(Errno::EINTR),
+            };
+            if leave.is_err() {
+                // It counts already.
+                self.detached(attachment.segment, 1, pid);
+            }
+            leave
+        });
+        if let (Err(errno), Some(theirs)) = (leave, theirs) {
+            self.answer(connection, theirs, Err(errno), &[], None);
+        }
+    }
+
+    fn leave_to_attach(
+        &mut self,
+        connection: ConnectionId,
+        theirs: u64,
+        pid: i32,
+        flags: i32,
+        attachment: Attachment,
+        placement: Option<Placement>,
+    ) -> Result<(), Errno> {
+        let segment = attachment.segment;
+        let space = self.space_of(pid).ok_or(Errno::ENOMEM)?;
+        let placement = placement.ok_or(Errno::EIO)?;
+        self.prepare(segment, attachment.size, placement).map_err(|error| {
+            tracing::error!(segment = segment.0, %error, "cannot make the segment's memory");
+            Errno::ENOMEM
+        })?;
+        let tracked = self.memory.is_tracked(segment);
+        if matches!(placement, Placement::Shared { .. }) && !tracked {
+            return Err(Errno::ENOMEM);
+        }
+        // A mapping of a descriptor that is not writable cannot be tracked, so where other nodes
+        // may come, only a process that may write can attach, even if just to read.
+        let alone = matches!(self.coordinator, Coordinator::Embedded(_)) && !tracked;
+        if !attachment.may_write && !alone {
+            tracing::warn!(segment = segment.0, pid, "attach without write permission is only possible on a single node");
+            return Err(Errno::EACCES);
+        }
+        let writable = attachment.may_write && (!alone || flags & SHM_RDONLY == 0);
+        let descriptor = self.memory.descriptor(segment, writable).map_err(|error| {
+            tracing::error!(segment = segment.0, %error, "cannot open the segment's memory");
+            if error.raw_os_error() == Some(libc::EMFILE) { Errno::EMFILE } else { Errno::ENOMEM }
+        })?;
+        let attach = self.memory.new_attach();
+        self.mapping.insert(attach, Attaching { connection, space, segment });
+        let attachment = Attachment { attach: attach.0, tracked, ..attachment };
+        self.answer(connection, theirs, Ok(Answer::Attached(attachment)), &[], Some(descriptor.as_fd()));
+        Ok(())
+    }
+
+    fn on_mapped(&mut self, from: ConnectionId, id: u64, attach: AttachId, address: u64) {
+        let Some(attaching) = self.mapping.get(&attach).filter(|a| a.connection == from) else { return };
+        let (space, segment) = (attaching.space, attaching.segment);
+        self.mapping.remove(&attach);
+        let pid = self.connections.get(&from).and_then(|c| c.caller.as_ref()).map_or(0, |c| c.pid);
+        if address == 0 {
+            self.detached(segment, 1, pid);
+        } else {
+            let mapped = self.memory.map(space, attach, segment, address);
+            if let Err(error) = &mapped {
+                tracing::error!(segment = segment.0, pid, %error, "cannot track an attach");
+                self.detached(segment, 1, pid);
+            }
+            if self.memory.is_tracked(segment) {
+                let outcome = mapped.map(|()| Answer::Value(0)).map_err(|_| Errno::ENOMEM);
+                self.answer(from, id, outcome, &[], None);
+            }
+        }
+        self.try_arm(segment);
+    }
+
+    fn on_detach(&mut self, from: ConnectionId, theirs: u64, caller: &Caller, address: u64) {
+        let found = self.space_of(caller.pid).and_then(|space| self.memory.attach_at(space, address));
+        let Some((attach, segment, length)) = found else {
+            return self.answer(from, theirs, Err(Errno::EINVAL), &[], None);
+        };
+        let id = self.next_id();
+        if let Some(connection) = self.connections.get_mut(&from) {
+            connection.call = Some((theirs, id));
+        }
+        self.pending.insert(id, Pending::Detach { connection: from, attach, length });
+        self.tell(ToCoordinator::Detached { id, segment, count: 1, pid: caller.pid }, &[]);
+    }
+
+    fn detached(&mut self, segment: SegmentId, count: u32, pid: i32) {
+        if count > 0 {
+            self.tell(ToCoordinator::Detached { id: 0, segment, count, pid }, &[]);
+        }
+    }
+
+    /// A connection ended: of its call nothing is left to do, and the process may have gone on to
+    /// another program.
+    pub(crate) fn on_disconnect(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.remove(&id) else { return };
+        if let Some((_, ours)) = connection.call {
+            self.tell(ToCoordinator::Cancel { id: ours, errno: Errno::EINTR }, &[]);
+        }
+        let pid = connection.caller.map_or(0, |c| c.pid);
+        let given_up: Vec<(AttachId, SegmentId)> =
+            self.mapping.iter().filter(|(_, a)| a.connection == id).map(|(attach, a)| (*attach, a.segment)).collect();
+        for (attach, segment) in given_up {
+            self.mapping.remove(&attach);
+            self.detached(segment, 1, pid);
+            self.try_arm(segment);
+        }
+        if let Some(space) = self.space_of(pid) {
+            let gone = if self.device.is_some() { !self.memory.is_alive(space) } else { !local::maps_segments(pid) };
+            if gone {
+                self.end_space(space);
+            }
+        }
+        self.settle();
+    }
+
+    /// A process ended.
+    pub(crate) fn on_exit(&mut self, pid: i32) {
+        let Some(process) = self.processes.remove(&pid) else { return };
+        process.watcher.abort();
+        let of_process = |c: &Connection| c.caller.as_ref().is_some_and(|caller| caller.process == process.id);
+        let connections: Vec<ConnectionId> =
+            self.connections.iter().filter(|(_, c)| of_process(c)).map(|(id, _)| *id).collect();
+        for id in connections {
+            // A child may have inherited the descriptor, so the end of the socket may not come.
+            self.connections[&id].task.abort();
+            self.on_disconnect(id);
+        }
+        if let Some(space) = process.space {
+            if self.device.is_some() && self.memory.is_alive(space) {
+                // Shared with another process (vfork, CLONE_VM): ends with the last.
+                if let Some(resident) = self.spaces.get_mut(&space) {
+                    resident.pid = None;
+                }
+            } else {
+                self.end_space(space);
+            }
+        }
+        self.tell(ToCoordinator::Exited { process: process.id, pid }, &[]);
+        self.settle();
+    }
+
+    fn end_space(&mut self, space: SpaceId) {
+        let resident = self.spaces.remove(&space).unwrap_or_default();
+        if let Some(watcher) = resident.watcher {
+            watcher.abort();
+        }
+        let pid = resident.pid.unwrap_or(0);
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.space.take_if(|s| *s == space);
+        }
+        for (segment, count) in self.memory.remove_space(space) {
+            self.detached(segment, count, pid);
+        }
+    }
+
+    /// Whether some address space's end would go unnoticed without [`Node::probe`].
+    pub(crate) fn has_strangers(&self) -> bool {
+        self.spaces.values().any(|resident| resident.pid.is_none())
+    }
+
+    /// Looks for the end of address spaces whose process is not known.
+    pub(crate) fn probe(&mut self) {
+        let gone: Vec<SpaceId> = self
+            .spaces
+            .iter()
+            .filter(|(space, resident)| resident.pid.is_none() && !self.memory.is_alive(**space))
+            .map(|(space, _)| *space)
+            .collect();
+        for space in gone {
+            self.end_space(space);
+        }
+        self.settle();
+    }
+
+    fn answer(
+        &mut self,
+        to: ConnectionId,
+        id: u64,
+        outcome: Outcome,
+        raw: &[u8],
+        descriptor: Option<BorrowedFd<'_>>,
+    ) {
+        self.post(to, &FromNode::Answer { id, outcome }, raw, descriptor);
+    }
+
+    fn post(&mut self, to: ConnectionId, message: &FromNode, raw: &[u8], descriptor: Option<BorrowedFd<'_>>) {
+        let Some(connection) = self.connections.get(&to) else { return };
+        let mut packet = Vec::with_capacity(128 + raw.len());
+        let sent = codec::encode(message, raw, &mut packet)
+            .map_err(io::Error::other)
+            .and_then(|()| connection.socket.get_ref().send(&packet, descriptor));
+        if let Err(error) = sent {
+            // It waits for this answer and does not read: broken or hostile, and soon closed.
+            tracing::debug!(%error, "cannot answer a process");
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! The daemon's state, and what happens to it.
+//!
+//! Everything lives on one thread: the sockets of local processes, the userfaultfds, the timer,
+//! the QUIC links. A fault's way from the userfaultfd to the packet, and from the packet back
+//! into the page tables, crosses no other thread, takes no lock and waits for nothing. [`Node`]
+//! is therefore plain data behind a `RefCell`; the tasks of `tasks` wait for something to
+//! happen, tell it to the node in one synchronous call, and wait again. What a call leads to
+//! (an embedded coordinator's answers, faults found on the way) queues up inside and is done
+//! before it returns ([`Node::settle`]).
+//!
+//! The rest of `impl Node` is by subject: processes and their calls in `calls`, segments and pages
+//! in `pages`.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::rc::{Rc, Weak};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use migshm_coherence::{Config as CoherenceConfig, Engine, Time};
+use migshm_coordinator::{Core, Output};
+use migshm_protocol::call::{Caller, Errno};
+use migshm_protocol::control::{FromCoordinator, Member, ToCoordinator};
+use migshm_protocol::page::PageMessage;
+use migshm_protocol::{NodeId, Page, ProcessId, SegmentId};
+use migshm_transport::{Endpoint, FrameSender};
+use rustc_hash::{FxHashMap, FxHashSet};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+use crate::local::Socket;
+use crate::memory::{AttachId, Memory, SpaceId};
+use crate::tasks::Timer;
+
+/// The node, shared by the tasks of its one thread.
+pub type Shared = Rc<RefCell<Node>>;
+
+/// A connection of a local process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConnectionId(pub u64);
+
+/// The node daemon's state.
+pub struct Node {
+    pub(crate) this: Weak<RefCell<Node>>,
+    pub(crate) name: String,
+    pub(crate) id: NodeId,
+    pub(crate) epoch: u64,
+    /// Bytes of memory this node gives to the cluster.
+    pub(crate) budget: u64,
+    /// `/dev/userfaultfd`, where it may be used.
+    pub(crate) device: Option<File>,
+    pub(crate) memory: Memory,
+    pub(crate) engine: Engine<Bytes>,
+    pub(crate) coordinator: Coordinator,
+    pub(crate) inbox: VecDeque<(FromCoordinator, Vec<u8>)>,
+    pub(crate) outputs: Vec<Output>,
+    pub(crate) peers: FxHashMap<NodeId, Peer>,
+    pub(crate) members: Vec<Member>,
+    pub(crate) members_changed: Rc<Notify>,
+    /// For links to other nodes; `None` on a single machine.
+    pub(crate) endpoint: Option<Endpoint>,
+
+    pub(crate) connections: FxHashMap<ConnectionId, Connection>,
+    pub(crate) processes: FxHashMap<i32, Process>,
+    pub(crate) spaces: FxHashMap<SpaceId, Resident>,
+    /// Attaches that were answered and not yet mapped.
+    pub(crate) mapping: FxHashMap<AttachId, Attaching>,
+    /// Messages about segments whose memory is not here, until the coordinator has told.
+    pub(crate) unknown: FxHashMap<SegmentId, Vec<(NodeId, PageMessage, Option<Bytes>)>>,
+    /// Segments that are tracked as soon as attaches under way are mapped.
+    pub(crate) arming: FxHashSet<SegmentId>,
+    /// Requests that the coordinator has not answered.
+    pub(crate) pending: FxHashMap<u64, Pending>,
+    /// Pages that were installed here and have their home elsewhere, oldest first.
+    pub(crate) cached: VecDeque<Page>,
+    /// Pages of `cached` that are on their way back to their home.
+    pub(crate) leaving: FxHashSet<Page>,
+    /// Wakes the daemon at the engine's next timeout, which is `timer_set` if it is set.
+    pub(crate) timer: Option<Rc<Timer>>,
+    pub(crate) timer_set: Option<Time>,
+    pub(crate) last_id: u64,
+    pub(crate) counters: Counters,
+    /// Reused by everything that sends or receives on a local socket.
+    pub(crate) buffer: Vec<u8>,
+}
+
+/// What this daemon has done so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    /// System V calls of local processes.
+    pub calls: u64,
+    /// Faults on tracked pages, reads and writes.
+    pub faults: u64,
+    /// Pages sent to other nodes.
+    pub pages_sent: u64,
+    /// Pages received from other nodes.
+    pub pages_received: u64,
+    /// Pages given up for lack of memory.
+    pub evictions: u64,
+}
+
+/// Where System V calls are answered.
+pub enum Coordinator {
+    /// In this daemon: it serves one machine alone.
+    Embedded(Box<Core>),
+    /// On the head node.
+    Remote(FrameSender),
+    /// It was lost: every call fails.
+    Lost,
+}
+
+/// Another node.
+#[derive(Default)]
+pub struct Peer {
+    pub(crate) link: Option<FrameSender>,
+    /// What is to be sent once there is a link.
+    pub(crate) backlog: Vec<(PageMessage, Option<Bytes>)>,
+}
+
+/// A local process's connection.
+pub struct Connection {
+    pub(crate) socket: Rc<AsyncFd<Socket>>,
+    pub(crate) task: AbortHandle,
+    /// Once it has said Hello.
+    pub(crate) caller: Option<Caller>,
+    /// The shim's id and ours of the call that is under way.
+    pub(crate) call: Option<(u64, u64)>,
+}
+
+/// A local process that has ever called.
+pub struct Process {
+    pub(crate) id: ProcessId,
+    pub(crate) pidfd: Rc<OwnedFd>,
+    pub(crate) watcher: AbortHandle,
+    /// Its address space, if it has (or had) attaches.
+    pub(crate) space: Option<SpaceId>,
+}
+
+/// An address space's entry.
+#[derive(Default)]
+pub struct Resident {
+    /// Whose it is; `None` for a child of a raw `clone` that has not made itself known.
+    pub(crate) pid: Option<i32>,
+    pub(crate) watcher: Option<AbortHandle>,
+}
+
+/// An attach between its answer and its mapping.
+pub struct Attaching {
+    pub(crate) connection: ConnectionId,
+    pub(crate) space: SpaceId,
+    pub(crate) segment: SegmentId,
+}
+
+/// What to do with a coordinator's answer.
+pub enum Pending {
+    /// Pass it on to the connection.
+    Call(ConnectionId),
+    /// Prepare an attach with these flags, then answer.
+    Attach(ConnectionId, i32),
+    /// Let the process unmap.
+    Detach {
+        /// Who asked.
+        connection: ConnectionId,
+        /// What ends.
+        attach: AttachId,
+        /// Bytes to unmap.
+        length: u64,
+    },
+}
+
+impl Node {
+    /// A node that is a member already.
+    #[allow(clippy::too_many_arguments, reason = "made in one place")]
+    pub(crate) fn new(
+        name: String,
+        id: NodeId,
+        epoch: u64,
+        budget: u64,
+        device: Option<File>,
+        memory: Memory,
+        coordinator: Coordinator,
+        endpoint: Option<Endpoint>,
+    ) -> Shared {
+        Rc::new_cyclic(|this| {
+            RefCell::new(Node {
+                this: this.clone(),
+                name,
+                id,
+                epoch,
+                budget,
+                device,
+                memory,
+                engine: Engine::new(id, CoherenceConfig::default()),
+                coordinator,
+                inbox: VecDeque::new(),
+                outputs: Vec::new(),
+                peers: FxHashMap::default(),
+                members: Vec::new(),
+                members_changed: Rc::default(),
+                endpoint,
+                connections: FxHashMap::default(),
+                processes: FxHashMap::default(),
+                spaces: FxHashMap::default(),
+                mapping: FxHashMap::default(),
+                unknown: FxHashMap::default(),
+                arming: FxHashSet::default(),
+                pending: FxHashMap::default(),
+                cached: VecDeque::new(),
+                leaving: FxHashSet::default(),
+                timer: None,
+                timer_set: None,
+                last_id: 0,
+                counters: Counters::default(),
+                buffer: Vec::new(),
+            })
+        })
+    }
+
+    pub(crate) fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    /// Says something to the coordinator.
+    pub(crate) fn tell(&mut self, message: ToCoordinator, raw: &[u8]) {
+        match &mut self.coordinator {
+            Coordinator::Embedded(core) => {
+                core.handle(unix_time(), self.id, message, raw, &mut self.outputs);
+                self.collect_outputs();
+            }
+            Coordinator::Remote(link) => link.send(&message, raw),
+            Coordinator::Lost => {
+                if let ToCoordinator::Call { id, .. } | ToCoordinator::Detached { id, .. } = message {
+                    let outcome = Err(Errno::ENOSYS);
+                    self.inbox.push_back((FromCoordinator::Answer { id, outcome, placement: None }, Vec::new()));
+                }
+            }
+        }
+    }
+
+    /// Takes what the embedded coordinator said.
+    pub(crate) fn collect_outputs(&mut self) {
+        let mine = self.outputs.drain(..).map(|output| (output.message, output.raw));
+        self.inbox.extend(mine);
+    }
+
+    /// Does all that is waiting to be done. To be called after anything was told to the node.
+    pub(crate) fn settle(&mut self) {
+        loop {
+            if let Some((message, raw)) = self.inbox.pop_front() {
+                self.on_coordinator(message, &raw);
+            } else if let Some((space, report)) = self.memory.next_report() {
+                self.on_report(space, report);
+            } else if !self.make_room() {
+                return self.set_timer();
+            }
+        }
+    }
+
+    fn set_timer(&mut self) {
+        let next = self.engine.next_timeout();
+        if let (Some(time), Some(timer)) = (next, &self.timer)
+            && self.timer_set != next
+        {
+            timer.set(time);
+        }
+        self.timer_set = next;
+    }
+
+    fn on_coordinator(&mut self, message: FromCoordinator, raw: &[u8]) {
+        match message {
+            FromCoordinator::Answer { id, outcome, placement } => self.on_answer(id, outcome, placement, raw),
+            FromCoordinator::Share { segment } => {
+                self.arming.insert(segment);
+                self.try_arm(segment);
+            }
+            FromCoordinator::HomeIs { extent, home } => self.on_home(extent, home),
+            FromCoordinator::SegmentIs { segment, size, default_home } => self.on_segment(segment, size, default_home),
+            FromCoordinator::Destroyed { segment } => self.on_destroyed(segment),
+            FromCoordinator::Members { members } => self.on_members(members),
+            FromCoordinator::Welcome { .. } | FromCoordinator::Refused { .. } => {
+                tracing::warn!("unexpected message from the coordinator");
+            }
+        }
+    }
+
+    /// The link to the coordinator broke: what waits for it fails, and all later calls do.
+    pub(crate) fn on_coordinator_lost(&mut self) {
+        tracing::error!(node = self.name, "lost the coordinator; System V calls now fail with ENOSYS");
+        self.coordinator = Coordinator::Lost;
+        let ids: Vec<u64> = self.pending.keys().copied().collect();
+        for id in ids {
+            let outcome = Err(Errno::ENOSYS);
+            self.inbox.push_back((FromCoordinator::Answer { id, outcome, placement: None }, Vec::new()));
+        }
+    }
+
+    /// Whether this daemon holds nothing that anybody could still want.
+    pub(crate) fn is_idle(&self) -> bool {
+        let objects = match &self.coordinator {
+            Coordinator::Embedded(core) => !core.is_empty(),
+            Coordinator::Remote(_) => self.memory.counts().0 > 0,
+            Coordinator::Lost => false,
+        };
+        !objects && self.connections.is_empty() && self.spaces.is_empty()
+    }
+}
+
+/// Seconds since the epoch.
+fn unix_time() -> i64 {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,296 @@
+//! The node daemon, `migshm node`: it holds the node's copy of the pages, serves the processes of
+//! its node, and exchanges pages with the daemons of other nodes.
+//!
+//! ```text
+//!  processes ──unix socket──▶ calls ──▶ coordinator (QUIC, or embedded)
+//!      │                        │
+//!  userfaultfd ────────────▶ pages ◀──▶ coherence engine ◀──QUIC──▶ other nodes
+//!                               │
+//!                            memory: memfds, page tables of the processes
+//! ```
+#![allow(clippy::missing_docs_in_private_items)]
+
+mod calls;
+mod daemon;
+mod local;
+mod memory;
+mod pages;
+mod start;
+mod status;
+mod tasks;
+mod uffd;
+
+use std::fs::File;
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use migshm_coordinator::Core;
+use migshm_protocol::control::{FromCoordinator, ToCoordinator};
+use migshm_protocol::{NodeId, VERSION};
+use migshm_transport::{Endpoint, FrameReceiver, FrameSender, Identity, LinkError, Peer};
+use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::{LocalSet, spawn_local};
+
+use crate::daemon::{Coordinator, Node};
+use crate::memory::Memory;
+use crate::start::{Lock, Ready};
+use crate::uffd::Uffd;
+
+/// How often a daemon that was started by a program looks whether it may go, and so how long it
+/// outlives its last use, at most twice over.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// What a node daemon is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `HOST:PORT` of the coordinator; without one the daemon serves this machine alone.
+    pub coordinator: Option<String>,
+    /// Where its socket is.
+    pub runtime_dir: PathBuf,
+    /// The node's name, as in its certificate.
+    pub name: String,
+    /// UDP address for other nodes.
+    pub listen: SocketAddr,
+    /// Bytes of memory that the node gives to the cluster; 0 for all of the machine's.
+    pub memory: u64,
+    /// Directory with `ca.pem`, `NAME.pem`, `NAME.key`.
+    pub pki: Option<PathBuf>,
+    /// Go when no process and no object is left.
+    pub autostart: bool,
+    /// A pipe to tell on when the daemon serves.
+    pub ready_fd: Option<i32>,
+}
+
+/// Why a node daemon cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The runtime directory cannot be used.
+    #[error("cannot use runtime directory {path}: {source}; choose another with --runtime-dir or MIGSHM_RUNTIME_DIR")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Tracking is not possible.
+    #[error("cannot open {device}: {source}; sharing with other nodes needs Linux 6.1 or later and a daemon that may open it (run it as root, or give its user access to the device and CAP_SYS_PTRACE)", device = uffd::DEVICE)]
+    Tracking {
+        /// Why.
+        source: io::Error,
+    },
+    /// The name cannot be a node's.
+    #[error(transparent)]
+    Name(#[from] migshm_transport::BadName),
+    /// No certificates were named.
+    #[error("a node of a cluster needs certificates: name their directory with --pki or MIGSHM_PKI (migshm pki makes them)")]
+    NoPki,
+    /// The certificates do not work.
+    #[error(transparent)]
+    Pki(#[from] migshm_transport::pki::PkiError),
+    /// The QUIC socket cannot be made.
+    #[error(transparent)]
+    Endpoint(#[from] migshm_transport::EndpointError),
+    /// The coordinator's address cannot be resolved.
+    #[error("cannot resolve coordinator {coordinator:?}: {source}")]
+    Resolve {
+        /// As configured.
+        coordinator: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The coordinator cannot be reached, or is not one.
+    #[error("cannot reach coordinator {coordinator}: {source}; is `migshm coordinator` running there?")]
+    Unreachable {
+        /// As configured.
+        coordinator: String,
+        /// Why.
+        source: LinkError,
+    },
+    /// The coordinator does not want this node.
+    #[error("coordinator {coordinator} refuses this node: {reason}")]
+    Refused {
+        /// As configured.
+        coordinator: String,
+        /// In its words.
+        reason: String,
+    },
+    /// Anything else of the system.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Serves until a signal, or until nothing is left to serve where `config.autostart` says so.
+///
+/// # Errors
+/// [`Error`], also told on `config.ready_fd`.
+pub fn run(config: Config) -> Result<(), Error> {
+    let mut ready = Ready::new(config.ready_fd);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = LocalSet::new().block_on(&runtime, serve(config, &mut ready));
+    if let Err(error) = &result {
+        ready.tell(Err(error.to_string()));
+    }
+    result
+}
+
+/// What joining a cluster gives.
+struct Membership {
+    node: NodeId,
+    epoch: u64,
+    sender: FrameSender,
+    receiver: FrameReceiver,
+    endpoint: Endpoint,
+}
+
+async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
+    let directory = config.runtime_dir.clone();
+    let in_directory = |source| Error::Directory { path: directory.clone(), source };
+    start::runtime_directory(&directory).map_err(in_directory)?;
+    start::raise_descriptor_limit();
+    let class = start::schedule();
+
+    let device = match Uffd::device() {
+        Ok(device) => Some(device),
+        Err(source) if config.coordinator.is_some() => return Err(Error::Tracking { source }),
+        Err(error) => {
+            tracing::info!(%error, "no {}: forks by raw clone(2) are not seen", uffd::DEVICE);
+            None
+        }
+    };
+    let device = device.filter(|device| config.coordinator.is_some() || can_track(device));
+    let memory = Memory::new(device.as_ref())?;
+    let budget = if config.memory == 0 { start::physical_memory() } else { config.memory };
+
+    let membership = match &config.coordinator {
+        Some(coordinator) => Some(join(&config, coordinator, budget).await?),
+        None => None,
+    };
+    let lock = if config.autostart { None } else { Some(Lock::take(&directory).map_err(in_directory)?) };
+    let listener = Rc::new(AsyncFd::new(start::listen(&directory).map_err(in_directory)?)?);
+    drop(lock);
+
+    let name = config.name.clone();
+    let node = match membership {
+        Some(Membership { node, epoch, sender, receiver, endpoint }) => {
+            let coordinator = Coordinator::Remote(sender);
+            let node = Node::new(name, node, epoch, budget, device, memory, coordinator, Some(endpoint.clone()));
+            spawn_local(tasks::hear_coordinator(Rc::clone(&node), receiver));
+            spawn_local(tasks::accept_peers(Rc::clone(&node), endpoint));
+            node
+        }
+        None => embedded(name, config.listen, budget, device, memory)?,
+    };
+    let timer = Rc::new(tasks::Timer::new()?);
+    node.borrow_mut().timer = Some(Rc::clone(&timer));
+    spawn_local(tasks::keep_time(Rc::clone(&node), timer));
+    spawn_local(tasks::probe(Rc::clone(&node)));
+    spawn_local(tasks::accept_local(Rc::clone(&node), Rc::clone(&listener)));
+    ready.tell(Ok(()));
+    tracing::info!(node = config.name, directory = %directory.display(), budget, class, "serving");
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut look = tokio::time::interval(LINGER);
+    look.tick().await;
+    let mut idle = false;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = look.tick(), if config.autostart => {
+                let was_idle = std::mem::replace(&mut idle, node.borrow().is_idle());
+                if idle && was_idle && leave(&node, &listener, &directory)? {
+                    break;
+                }
+            }
+        }
+    }
+    tracing::info!(node = config.name, "stopped");
+    Ok(())
+}
+
+/// Ends the service unless a process has come meanwhile. Under the lock, so that a program that
+/// finds no daemon starts the next one only after this.
+fn leave(node: &daemon::Shared, listener: &AsyncFd<local::Socket>, directory: &std::path::Path) -> io::Result<bool> {
+    let _lock = match Lock::try_take(directory) {
+        // Somebody is about to connect.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+        lock => lock?,
+    };
+    if !node.borrow().is_idle() || listener.get_ref().has_callers() {
+        return Ok(false);
+    }
+    std::fs::remove_file(directory.join(migshm_protocol::local::SOCKET))?;
+    Ok(true)
+}
+
+/// Whether this process may also see the forks of those it watches.
+fn can_track(device: &File) -> bool {
+    Uffd::probe(device).inspect_err(|error| tracing::info!(%error, "userfaultfd cannot report forks")).is_ok()
+}
+
+/// A node that is its own cluster.
+fn embedded(
+    name: String,
+    address: SocketAddr,
+    budget: u64,
+    device: Option<File>,
+    memory: Memory,
+) -> Result<daemon::Shared, Error> {
+    let mut core = Box::new(Core::new());
+    let mut outputs = Vec::new();
+    let (id, epoch) = core
+        .join(name.clone(), address, budget, &mut outputs)
+        .map_err(|error| Error::Refused { coordinator: "embedded".to_owned(), reason: error.to_string() })?;
+    let node = Node::new(name, id, epoch, budget, device, memory, Coordinator::Embedded(core), None);
+    {
+        let mut node = node.borrow_mut();
+        node.outputs = outputs;
+        node.collect_outputs();
+        node.settle();
+    }
+    Ok(node)
+}
+
+/// Becomes a member of the coordinator's cluster.
+async fn join(config: &Config, coordinator: &str, budget: u64) -> Result<Membership, Error> {
+    let pki = config.pki.as_ref().ok_or(Error::NoPki)?;
+    let identity = Identity::load(pki, &Peer::node(&config.name)?)?;
+    let endpoint = Endpoint::bind(config.listen, &identity)?;
+    let unresolved = |source| Error::Resolve { coordinator: coordinator.to_owned(), source };
+    let address = tokio::net::lookup_host(coordinator)
+        .await
+        .map_err(unresolved)?
+        .find(|a| a.is_ipv4() == config.listen.is_ipv4())
+        .ok_or_else(|| unresolved(io::Error::new(io::ErrorKind::NotFound, "no address of the listener's family")))?;
+    let unreachable = |source| Error::Unreachable { coordinator: coordinator.to_owned(), source };
+    let link = endpoint.connect(address, &Peer::Coordinator).await.map_err(unreachable)?;
+    let (sender, mut receiver) = (link.sender, link.receiver);
+    let own = SocketAddr::new(reachable_ip(config.listen, address)?, endpoint.local_address()?.port());
+    let name = config.name.clone();
+    sender.send(&ToCoordinator::Join { version: VERSION, name, address: own, memory: budget }, &[]);
+    let refused = |reason| Error::Refused { coordinator: coordinator.to_owned(), reason };
+    let frame = receiver.next().await.map_err(unreachable)?;
+    match frame.decode::<FromCoordinator>() {
+        Ok((FromCoordinator::Welcome { node, epoch }, _)) => {
+            Ok(Membership { node, epoch, sender, receiver, endpoint })
+        }
+        Ok((FromCoordinator::Refused { reason }, _)) => Err(refused(reason)),
+        Ok(_) => Err(refused("it answers something else".to_owned())),
+        Err(error) => Err(refused(error.to_string())),
+    }
+}
+
+/// The address under which others reach this host, as seen on the way to the coordinator.
+fn reachable_ip(listen: SocketAddr, coordinator: SocketAddr) -> io::Result<std::net::IpAddr> {
+    if !listen.ip().is_unspecified() {
+        return Ok(listen.ip());
+    }
+    let probe = UdpSocket::bind(SocketAddr::new(listen.ip(), 0))?;
+    probe.connect(coordinator)?;
+    Ok(probe.local_addr()?.ip())
+}

@@ -1,0 +1,280 @@
+//! The unix socket that processes of this node talk to, and what the kernel says about them.
+
+use std::fs;
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// A `SOCK_SEQPACKET` unix socket, nonblocking.
+#[derive(Debug)]
+pub struct Socket(OwnedFd);
+
+/// Who is at the other end of a connection, as the kernel knows it from `connect(2)`.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    /// In the daemon's pid namespace; 0 if it has no name there.
+    pub pid: i32,
+    /// Effective user id.
+    pub uid: u32,
+    /// Effective group id.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// Room for one descriptor's control message.
+#[repr(align(8))]
+struct Control([u8; 32]);
+
+impl Socket {
+    fn new() -> io::Result<Socket> {
+        let flags = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+        // SAFETY: returns a new descriptor or -1.
+        let fd = unsafe { libc::socket(libc::AF_UNIX, flags, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: `fd` is a descriptor that nothing else owns.
+        Ok(Socket(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Binds `path`, over a socket file that a dead daemon left, and listens. Any local user may
+    /// connect; what each may do is decided call by call.
+    ///
+    /// # Errors
+    /// Those of `socket(2)`, `bind(2)`, `listen(2)`.
+    pub fn listen(path: &Path) -> io::Result<Socket> {
+        let (address, length) = unix_address(path)?;
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let socket = Socket::new()?;
+        let fd = socket.0.as_raw_fd();
+        // SAFETY: the address is initialised and its length is right.
+        if unsafe { libc::bind(fd, (&raw const address).cast(), length) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
+        // SAFETY: plain listen on an owned descriptor.
+        if unsafe { libc::listen(fd, libc::SOMAXCONN) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(socket)
+    }
+
+    /// Whether somebody accepts connections at `path`.
+    #[must_use]
+    pub fn is_served(path: &Path) -> bool {
+        let Ok((address, length)) = unix_address(path) else { return false };
+        let Ok(socket) = Socket::new() else { return false };
+        // SAFETY: the address is initialised and its length is right.
+        unsafe { libc::connect(socket.0.as_raw_fd(), (&raw const address).cast(), length) == 0 }
+    }
+
+    /// Whether a connection waits to be accepted.
+    #[must_use]
+    pub fn has_callers(&self) -> bool {
+        is_readable(self.0.as_raw_fd())
+    }
+
+    /// The next connection.
+    ///
+    /// # Errors
+    /// Those of `accept4(2)`, `WouldBlock` among them.
+    pub fn accept(&self) -> io::Result<Socket> {
+        let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+        // SAFETY: no address is asked for; returns a new descriptor or -1.
+        let fd =
+            unsafe { libc::accept4(self.0.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), flags) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: `fd` is a descriptor that nothing else owns.
+        Ok(Socket(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Receives one packet and the descriptor that came with it; length 0 is the end.
+    ///
+    /// # Errors
+    /// Those of `recvmsg(2)`, `WouldBlock` among them; `InvalidData` if the packet is longer than
+    /// the buffer.
+    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+        let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        let mut control = Control([0; 32]);
+        // SAFETY: plain data, zero is a valid value.
+        let mut header: libc::msghdr = unsafe { mem::zeroed() };
+        header.msg_iov = &raw mut iov;
+        header.msg_iovlen = 1;
+        header.msg_control = control.0.as_mut_ptr().cast();
+        header.msg_controllen = control.0.len();
+        // SAFETY: the header refers to live buffers of the lengths it says.
+        let got = unsafe { libc::recvmsg(self.0.as_raw_fd(), &raw mut header, libc::MSG_CMSG_CLOEXEC) };
+        let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+        let mut descriptor = None;
+        // SAFETY: the kernel filled the control buffer; the macros stay inside it. It has room
+        // for two descriptors, all of which are taken over here.
+        unsafe {
+            let message = libc::CMSG_FIRSTHDR(&raw const header);
+            if !message.is_null()
+                && (*message).cmsg_level == libc::SOL_SOCKET
+                && (*message).cmsg_type == libc::SCM_RIGHTS
+            {
+                let data = libc::CMSG_DATA(message).cast::<RawFd>();
+                let header_length = libc::CMSG_LEN(0) as usize;
+                let count = ((*message).cmsg_len - header_length) / size_of::<RawFd>();
+                for index in 0..count {
+                    descriptor = Some(OwnedFd::from_raw_fd(data.add(index).read_unaligned()));
+                }
+            }
+        }
+        if header.msg_flags & libc::MSG_TRUNC != 0 {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        Ok((got, descriptor))
+    }
+
+    /// Sends one packet, with a descriptor if one is given.
+    ///
+    /// # Errors
+    /// Those of `sendmsg(2)`; `WouldBlock` if the peer does not read.
+    pub fn send(&self, bytes: &[u8], descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        let mut control = Control([0; 32]);
+        // SAFETY: plain data, zero is a valid value.
+        let mut header: libc::msghdr = unsafe { mem::zeroed() };
+        header.msg_iov = &raw mut iov;
+        header.msg_iovlen = 1;
+        if let Some(descriptor) = descriptor {
+            let size = u32::try_from(size_of::<RawFd>()).expect("small");
+            header.msg_control = control.0.as_mut_ptr().cast();
+            // SAFETY: the control buffer is aligned and large enough for one descriptor.
+            unsafe {
+                header.msg_controllen = libc::CMSG_SPACE(size) as usize;
+                let message = libc::CMSG_FIRSTHDR(&raw const header);
+                (*message).cmsg_level = libc::SOL_SOCKET;
+                (*message).cmsg_type = libc::SCM_RIGHTS;
+                (*message).cmsg_len = libc::CMSG_LEN(size) as usize;
+                libc::CMSG_DATA(message).cast::<RawFd>().write_unaligned(descriptor.as_raw_fd());
+            }
+        }
+        // SAFETY: the header refers to live buffers of the lengths it says.
+        let sent = unsafe { libc::sendmsg(self.0.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL) };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Who connected.
+    ///
+    /// # Errors
+    /// Those of `getsockopt(2)`.
+    pub fn credentials(&self) -> io::Result<Credentials> {
+        let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+        self.option(libc::SO_PEERCRED, std::slice::from_mut(&mut peer))?;
+        let mut groups = vec![0u32; 64];
+        let used = match self.option(libc::SO_PEERGROUPS, &mut groups) {
+            Err(e) if e.raw_os_error() == Some(libc::ERANGE) => {
+                // NGROUPS_MAX.
+                groups.resize(65536, 0);
+                self.option(libc::SO_PEERGROUPS, &mut groups)?
+            }
+            other => other?,
+        };
+        groups.truncate(used / size_of::<u32>());
+        Ok(Credentials { pid: peer.pid, uid: peer.uid, gid: peer.gid, groups })
+    }
+
+    fn option<T>(&self, option: libc::c_int, value: &mut [T]) -> io::Result<usize> {
+        let mut length = libc::socklen_t::try_from(size_of_val(value)).expect("small");
+        // SAFETY: the value is a live buffer of the length given, of plain integers.
+        let result = unsafe {
+            libc::getsockopt(
+                self.0.as_raw_fd(),
+                libc::SOL_SOCKET,
+                option,
+                value.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(length as usize) }
+    }
+}
+
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+fn unix_address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
+    // SAFETY: plain data, zero is a valid value.
+    let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
+    address.sun_family = libc::sa_family_t::try_from(libc::AF_UNIX).expect("small");
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.len() >= address.sun_path.len() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "path too long for a unix socket"));
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = from.cast_signed();
+    }
+    Ok((address, libc::socklen_t::try_from(size_of::<libc::sockaddr_un>()).expect("small")))
+}
+
+fn is_readable(fd: RawFd) -> bool {
+    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one live pollfd; does not block.
+    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+}
+
+/// A descriptor that becomes readable when the process ends.
+///
+/// # Errors
+/// Those of `pidfd_open(2)`; `ESRCH` if there is no such process.
+pub fn pidfd(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: plain integers; returns a new descriptor or -1.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = RawFd::try_from(fd).expect("a descriptor");
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `fd` is a descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Whether the process of a pidfd has ended.
+#[must_use]
+pub fn has_ended(pidfd: &OwnedFd) -> bool {
+    is_readable(pidfd.as_raw_fd())
+}
+
+/// A field of `/proc/PID/status`.
+fn status_field(id: i32, field: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    Some(line.trim().to_owned())
+}
+
+/// Effective capabilities of a process, as the kernel's bit mask; none if it is gone.
+#[must_use]
+pub fn capabilities(pid: i32) -> u64 {
+    status_field(pid, "CapEff").and_then(|hex| u64::from_str_radix(&hex, 16).ok()).unwrap_or(0)
+}
+
+/// The process that a thread belongs to.
+#[must_use]
+pub fn process_of(thread: i32) -> Option<i32> {
+    status_field(thread, "Tgid")?.parse().ok()
+}
+
+/// Whether a process maps a segment's memory: for processes that no userfaultfd watches.
+#[must_use]
+pub fn maps_segments(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains("/memfd:migshm"))
+}
+
+/// The parent of a process.
+#[must_use]
+pub fn parent_of(pid: i32) -> Option<i32> {
+    status_field(pid, "PPid")?.parse().ok()
+}

@@ -1,0 +1,282 @@
+//! Segments and pages: from reports and messages to the coherence engine, and from its actions to
+//! memory and peers.
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use migshm_coherence::{Action, Body, Fill, Input, Time};
+use migshm_protocol::control::{Member, Placement, ToCoordinator};
+use migshm_protocol::ids::{EXTENT_PAGES, PAGE_SIZE};
+use migshm_protocol::page::{Access, PageMessage};
+use migshm_protocol::{Extent, NodeId, Page, SegmentId};
+use migshm_transport::FrameSender;
+
+use crate::daemon::Node;
+use crate::memory::{Report, SpaceId};
+use crate::tasks;
+
+/// Of a node's memory, the part that pages with homes elsewhere may take (the coordinator gives
+/// away the rest): one quarter.
+const CACHE_SHARE: u64 = 4;
+/// Pages that a node may cache whatever its budget, so that an instruction that touches several
+/// pages at once can complete.
+const CACHE_FLOOR: usize = 64;
+/// Pages given up at once for lack of memory.
+const EVICTION_BATCH: usize = 16;
+
+impl Node {
+    fn drive(&mut self, input: Input<Bytes>) {
+        let mut actions = Vec::new();
+        self.engine.handle(now(), input, &self.memory, &mut actions);
+        for action in actions {
+            self.execute(action);
+        }
+    }
+
+    fn execute(&mut self, action: Action<Bytes>) {
+        match action {
+            Action::Send { to, message, body } => self.send(to, &message, body),
+            Action::Install { page, access, contents } => {
+                match contents {
+                    Fill::Data(bytes) => {
+                        self.counters.pages_received += 1;
+                        self.memory.install(page, access, Some(&bytes));
+                    }
+                    Fill::Zeros => self.memory.install(page, access, None),
+                    Fill::InPlace => return self.memory.change(page, access),
+                }
+                if !self.engine.is_home(page.extent()) {
+                    self.cached.push_back(page);
+                }
+            }
+            Action::Protect { page } => self.memory.protect(page),
+            Action::Drop { page } => {
+                self.leaving.remove(&page);
+                self.memory.drop_page(page);
+            }
+            Action::FindHome { extent } => self.tell(ToCoordinator::FindHome { extent }, &[]),
+            Action::BecameHome { extent } => self.tell(ToCoordinator::HomeMoved { extent }, &[]),
+            Action::Fail { page } => {
+                tracing::error!(%page, "no node has memory left for this page: SIGBUS");
+                self.memory.poison(page);
+            }
+        }
+    }
+
+    fn send(&mut self, to: NodeId, message: &PageMessage, body: Body<Bytes>) {
+        let link = self.peers.entry(to).or_default().link.clone();
+        let Some(link) = link else {
+            let bytes = match body {
+                Body::None => None,
+                Body::Data(bytes) => Some(bytes),
+                Body::Page(page) => {
+                    let mut bytes = vec![0; PAGE_SIZE];
+                    self.memory.read(page, &mut bytes);
+                    Some(bytes.into())
+                }
+            };
+            self.peers.entry(to).or_default().backlog.push((message.clone(), bytes));
+            return;
+        };
+        match body {
+            Body::None => link.send(message, &[]),
+            Body::Data(bytes) => link.send(message, &bytes),
+            Body::Page(page) => {
+                self.counters.pages_sent += 1;
+                let Ok(()) = link.send_with(message, PAGE_SIZE, |buffer| {
+                    self.memory.read(page, buffer);
+                    Ok::<(), Infallible>(())
+                });
+            }
+        }
+    }
+
+    /// The time that the engine wanted to be told of has come.
+    pub(crate) fn on_timeout(&mut self) {
+        self.timer_set = None;
+        self.drive(Input::Timeout);
+        self.settle();
+    }
+
+    /// A message of another node.
+    pub(crate) fn on_peer(&mut self, from: NodeId, message: PageMessage, raw: Bytes) {
+        let data = (!raw.is_empty()).then_some(raw);
+        if data.as_ref().is_some_and(|bytes| bytes.len() != PAGE_SIZE) {
+            tracing::warn!(%from, "page contents of a wrong length");
+            return;
+        }
+        let segment = message.segment();
+        if self.memory.is_tracked(segment) {
+            self.drive(Input::Message { from, message, data });
+        } else {
+            // This node may have been made a home of a segment that nobody here has attached.
+            let held = self.unknown.entry(segment).or_default();
+            held.push((from, message, data));
+            if held.len() == 1 {
+                self.tell(ToCoordinator::FindSegment { segment }, &[]);
+            }
+        }
+        self.settle();
+    }
+
+    /// What the coordinator knows of a segment that a peer spoke of.
+    pub(crate) fn on_segment(&mut self, segment: SegmentId, size: Option<u64>, default_home: Option<NodeId>) {
+        let held = self.unknown.remove(&segment).unwrap_or_default();
+        let Some(size) = size else { return };
+        if let Err(error) = self.prepare(segment, size, Placement::Shared { default_home }) {
+            tracing::error!(segment = segment.0, %error, "cannot make the segment's memory");
+            return;
+        }
+        for (from, message, data) in held {
+            self.drive(Input::Message { from, message, data });
+        }
+    }
+
+    /// A link to a member stands: what waited for it goes out.
+    pub(crate) fn on_link(&mut self, peer: NodeId, link: FrameSender) {
+        let entry = self.peers.entry(peer).or_default();
+        for (message, bytes) in entry.backlog.drain(..) {
+            link.send(&message, bytes.as_deref().unwrap_or(&[]));
+        }
+        entry.link = Some(link);
+    }
+
+    /// The members of the cluster changed: the node with the lower slot opens the link.
+    pub(crate) fn on_members(&mut self, members: Vec<Member>) {
+        let before = std::mem::replace(&mut self.members, members);
+        for member in &self.members {
+            if member.node > self.id && !before.contains(member) {
+                tasks::connect_peer(self, member.clone());
+            }
+        }
+        self.peers.retain(|id, _| self.members.iter().any(|m| m.node == *id));
+        self.members_changed.notify_waiters();
+    }
+
+    /// The link to a member is gone.
+    pub(crate) fn on_link_lost(&mut self, peer: NodeId) {
+        if let Some(entry) = self.peers.get_mut(&peer) {
+            entry.link = None;
+        }
+    }
+
+    /// Something happened in an address space.
+    pub(crate) fn on_report(&mut self, space: SpaceId, report: Report) {
+        match report {
+            Report::Forked(child) => self.on_fork(space, child),
+            Report::Fault { address, thread, .. } if self.memory.is_anchor(space, address) => {
+                self.on_introduction(space, address, thread);
+            }
+            Report::Fault { address, write, .. } => self.on_fault(space, address, write),
+        }
+    }
+
+    fn on_fault(&mut self, space: SpaceId, address: u64, write: bool) {
+        let Some(page) = self.memory.locate(space, address) else {
+            // Unmapped meanwhile; Memory::unmap lets the thread go.
+            return;
+        };
+        self.counters.faults += 1;
+        let wanted = if write { Access::Write } else { Access::Read };
+        match self.engine.access(page) {
+            Some(access) if access >= wanted => self.memory.retry(page, space, address, access),
+            _ => {
+                self.memory.wait(page, space, address);
+                self.drive(Input::Fault { page, access: wanted });
+            }
+        }
+    }
+
+    /// Gives up cached pages if there are too many; whether it did anything.
+    pub(crate) fn make_room(&mut self) -> bool {
+        let limit = usize::try_from(self.budget / CACHE_SHARE / PAGE_SIZE as u64).unwrap_or(usize::MAX);
+        let limit = limit.max(CACHE_FLOOR);
+        if self.cached.len() <= limit {
+            return false;
+        }
+        let mut progress = false;
+        for _ in 0..EVICTION_BATCH {
+            let Some(page) = self.cached.pop_front() else { break };
+            if self.engine.access(page).is_none() || self.engine.is_home(page.extent()) {
+                progress = true;
+                continue;
+            }
+            self.counters.evictions += 1;
+            self.leaving.insert(page);
+            self.drive(Input::Evict { page });
+            // Refused, or on its way: look again when its turn comes.
+            if self.leaving.contains(&page) {
+                self.cached.push_back(page);
+            } else {
+                progress = true;
+            }
+        }
+        progress
+    }
+
+    /// Starts to track a segment that another node is about to use, once no process is between
+    /// having leave to attach it and having said where.
+    pub(crate) fn try_arm(&mut self, segment: SegmentId) {
+        if !self.arming.contains(&segment) || self.mapping.values().any(|a| a.segment == segment) {
+            return;
+        }
+        self.arming.remove(&segment);
+        self.share(segment, Some(self.id));
+        self.tell(ToCoordinator::Sharing { segment }, &[]);
+    }
+
+    /// Tracks a segment, if it is not tracked yet.
+    pub(crate) fn share(&mut self, segment: SegmentId, default_home: Option<NodeId>) {
+        if self.memory.is_tracked(segment) {
+            return;
+        }
+        let Some(pages) = self.memory.pages(segment) else { return };
+        if let Err(error) = self.memory.track(segment) {
+            tracing::error!(segment = segment.0, %error, "cannot track segment");
+            return;
+        }
+        self.engine.add_segment(segment, pages, default_home);
+    }
+
+    /// Makes the memory of a segment that a process here is about to attach.
+    pub(crate) fn prepare(&mut self, segment: SegmentId, size: u64, placement: Placement) -> std::io::Result<()> {
+        if !self.memory.has_segment(segment) {
+            self.memory.add_segment(segment, size)?;
+        }
+        if let Placement::Shared { default_home } = placement {
+            self.share(segment, default_home);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn on_home(&mut self, extent: Extent, home: Option<NodeId>) {
+        self.drive(Input::HomeIs { extent, home });
+    }
+
+    pub(crate) fn on_destroyed(&mut self, segment: SegmentId) {
+        self.engine.remove_segment(segment);
+        self.memory.remove_segment(segment);
+        self.arming.remove(&segment);
+        self.cached.retain(|page| page.segment != segment);
+        self.leaving.retain(|page| page.segment != segment);
+    }
+
+    /// Gives an extent's home to another node.
+    #[allow(dead_code)]
+    pub(crate) fn move_home(&mut self, extent: Extent, to: NodeId) {
+        self.drive(Input::MoveHome { extent, to });
+        // What this node keeps of the extent is a cache now.
+        let first = extent.first_page();
+        let pages = (first..first + EXTENT_PAGES).map(|index| Page { segment: extent.segment, index });
+        let kept: Vec<Page> = pages.filter(|page| self.engine.access(*page).is_some()).collect();
+        self.cached.extend(kept);
+    }
+}
+
+/// Nanoseconds on the monotonic clock.
+pub(crate) fn now() -> Time {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a live timespec; the clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
+}

@@ -1,0 +1,140 @@
+//! A daemon's beginning and end: its directory, who may start it, when it goes.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::Path;
+
+use migshm_protocol::local::{LOCK, SOCKET};
+
+use crate::local::Socket;
+
+/// The write end of a pipe on which whoever started the daemon waits: `+` says that it serves,
+/// anything else why it cannot.
+pub struct Ready(Option<File>);
+
+impl Ready {
+    /// Takes over an inherited descriptor.
+    #[must_use]
+    pub fn new(fd: Option<i32>) -> Ready {
+        // SAFETY: the command line says that this descriptor was passed for this use.
+        Ready(fd.map(|fd| unsafe { File::from_raw_fd(fd) }))
+    }
+
+    /// Tells that the daemon serves, or why not; then nobody waits any more.
+    pub fn tell(&mut self, outcome: Result<(), String>) {
+        if let Some(mut pipe) = self.0.take() {
+            let text = outcome.err().unwrap_or_else(|| "+".to_owned());
+            // Whoever waited may be gone.
+            let _ = pipe.write_all(text.as_bytes());
+        }
+    }
+}
+
+/// Makes the runtime directory if it is not there.
+///
+/// # Errors
+/// Those of `mkdir(2)`; `PermissionDenied` if it belongs to another user, who could put another
+/// socket in our place.
+pub fn runtime_directory(path: &Path) -> io::Result<()> {
+    // SAFETY: geteuid cannot fail.
+    let user = unsafe { libc::geteuid() };
+    // Other users may look up the socket below a directory of root, nobody's else.
+    let mode = if user == 0 { 0o755 } else { 0o700 };
+    fs::DirBuilder::new().recursive(true).mode(mode).create(path)?;
+    if fs::metadata(path)?.uid() == user {
+        Ok(())
+    } else {
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, "the directory belongs to another user"))
+    }
+}
+
+/// The lock under which a daemon starts listening and stops.
+pub struct Lock(File);
+
+impl Lock {
+    /// Waits for the lock of a runtime directory. A shim that starts a daemon holds it until the
+    /// daemon is ready, so a daemon that was started that way does not take it.
+    ///
+    /// # Errors
+    /// Those of `open(2)` and `flock(2)`.
+    pub fn take(directory: &Path) -> io::Result<Lock> {
+        Lock::with(directory, libc::LOCK_EX)
+    }
+
+    /// Takes the lock if nobody has it.
+    ///
+    /// # Errors
+    /// `WouldBlock` if somebody has, else those of [`Lock::take`].
+    pub fn try_take(directory: &Path) -> io::Result<Lock> {
+        Lock::with(directory, libc::LOCK_EX | libc::LOCK_NB)
+    }
+
+    fn with(directory: &Path, how: libc::c_int) -> io::Result<Lock> {
+        let file = File::options().create(true).truncate(false).write(true).open(directory.join(LOCK))?;
+        // SAFETY: plain flock on an owned descriptor.
+        if unsafe { libc::flock(file.as_raw_fd(), how) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Lock(file))
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // SAFETY: plain flock on an owned descriptor.
+        unsafe { libc::flock(self.0.as_raw_fd(), libc::LOCK_UN) };
+    }
+}
+
+/// Listens in a runtime directory.
+///
+/// # Errors
+/// `AddrInUse` if a daemon listens there already, else those of `bind(2)`.
+pub fn listen(directory: &Path) -> io::Result<Socket> {
+    let path = directory.join(SOCKET);
+    if Socket::is_served(&path) {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another node daemon serves this directory"));
+    }
+    Socket::listen(&path)
+}
+
+/// Asks the kernel to run this daemon before programs that compute, as every program that waits
+/// for a page of this node waits for it: a real-time class (whose share of the processor the
+/// kernel bounds, `sched_rt_runtime_us`) where that is permitted, else the best nice value that
+/// is. The median of a fault hardly changes; its tail under load does, by a factor of ten or more.
+pub fn schedule() -> &'static str {
+    let parameter = libc::sched_param { sched_priority: 1 };
+    // SAFETY: a live parameter structure; 0 is this thread.
+    if unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const parameter) } == 0 {
+        return "SCHED_FIFO";
+    }
+    for nice in [-19, -10, -5] {
+        // SAFETY: plain integers.
+        if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) } == 0 {
+            return "raised nice value";
+        }
+    }
+    "default"
+}
+
+/// Lets this process have as many descriptors as it may: several for each local process.
+pub fn raise_descriptor_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: a live rlimit structure.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
+}
+
+/// Bytes of this machine's memory.
+#[must_use]
+pub fn physical_memory() -> u64 {
+    // SAFETY: plain integers.
+    let (pages, size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+    u64::try_from(pages).unwrap_or(0) * u64::try_from(size).unwrap_or(0)
+}

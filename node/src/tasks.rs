@@ -1,0 +1,307 @@
+//! What the daemon waits for: one task each, all on the daemon's thread. A task never holds the
+//! node across a wait.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use migshm_protocol::codec::CodecError;
+use migshm_protocol::control::{FromCoordinator, Member};
+use migshm_protocol::page::{PageMessage, PeerHello};
+use migshm_protocol::{NodeId, VERSION};
+use migshm_transport::{Endpoint, FrameReceiver, Incoming, Link, LinkError, Peer};
+use tokio::io::unix::AsyncFd;
+use tokio::task::{AbortHandle, spawn_local};
+
+use crate::daemon::{ConnectionId, Node, Shared};
+use crate::local::Socket;
+use crate::memory::SpaceId;
+
+/// How often address spaces that the kernel does not report the end of are looked at.
+const PROBE_INTERVAL: Duration = Duration::from_millis(200);
+/// Between attempts to reach a member that does not answer.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Whether an error on a nonblocking descriptor means "later".
+fn is_later(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+/// Accepts local processes, for ever.
+pub async fn accept_local(node: Shared, listener: Rc<AsyncFd<Socket>>) -> io::Result<()> {
+    loop {
+        let mut ready = listener.readable().await?;
+        match listener.get_ref().accept() {
+            Ok(socket) => {
+                let id = ConnectionId(node.borrow_mut().next_id());
+                let socket = Rc::new(AsyncFd::new(socket)?);
+                let task = spawn_local(serve_connection(Rc::clone(&node), id, Rc::clone(&socket)));
+                node.borrow_mut().on_connect(id, socket, task.abort_handle());
+            }
+            Err(error) if is_later(&error) => ready.clear_ready(),
+            Err(error) => {
+                // Out of descriptors, say: those who wait are served when some are free again.
+                tracing::error!(%error, "cannot accept a process");
+                tokio::time::sleep(RECONNECT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve_connection(node: Shared, id: ConnectionId, socket: Rc<AsyncFd<Socket>>) {
+    loop {
+        let Ok(mut ready) = socket.readable().await else { break };
+        let result = node.borrow_mut().on_readable(id);
+        match result {
+            Ok(()) => {}
+            Err(error) if is_later(&error) => ready.clear_ready(),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+            Err(error) => {
+                tracing::debug!(%error, "closing a process's connection");
+                break;
+            }
+        }
+    }
+    node.borrow_mut().on_disconnect(id);
+}
+
+/// Watches an address space's userfaultfd, if it has one.
+pub fn watch_space(node: &Node, space: SpaceId) -> Option<AbortHandle> {
+    let uffd = node.memory.uffd(space)?;
+    let node = Weak::clone(&node.this);
+    let task = spawn_local(async move {
+        let watched = AsyncFd::new(uffd).inspect_err(|error| tracing::error!(%error, "cannot watch a userfaultfd"));
+        let Ok(watched) = watched else { return };
+        while let Ok(mut ready) = watched.readable().await {
+            // Cleared first: an event that comes while these are read makes it ready again.
+            ready.clear_ready();
+            let Some(node) = node.upgrade() else { return };
+            let mut node = node.borrow_mut();
+            node.memory.collect(space);
+            node.settle();
+        }
+    });
+    Some(task.abort_handle())
+}
+
+/// Watches for a process's end.
+pub fn watch_process(node: &Node, pid: i32, pidfd: Rc<OwnedFd>) -> AbortHandle {
+    let node = Weak::clone(&node.this);
+    let task = spawn_local(async move {
+        let Ok(watched) = AsyncFd::new(pidfd) else { return };
+        let ended = watched.readable().await.is_ok();
+        if let Some(node) = node.upgrade().filter(|_| ended) {
+            node.borrow_mut().on_exit(pid);
+        }
+    });
+    task.abort_handle()
+}
+
+/// Looks after address spaces of unknown processes, for ever.
+pub async fn probe(node: Shared) {
+    let mut interval = tokio::time::interval(PROBE_INTERVAL);
+    loop {
+        interval.tick().await;
+        if node.borrow().has_strangers() {
+            node.borrow_mut().probe();
+        }
+    }
+}
+
+/// A timer with the kernel's resolution (tokio's has a millisecond).
+pub struct Timer(AsyncFd<OwnedFd>);
+
+impl Timer {
+    /// A timer that is not set.
+    ///
+    /// # Errors
+    /// Those of `timerfd_create(2)`.
+    pub fn new() -> io::Result<Timer> {
+        // SAFETY: plain integers; returns a new descriptor or -1.
+        let fd: RawFd =
+            unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: `fd` is a descriptor that nothing else owns.
+        Ok(Timer(AsyncFd::new(unsafe { OwnedFd::from_raw_fd(fd) })?))
+    }
+
+    /// Sets it to a time on the monotonic clock, in nanoseconds.
+    pub fn set(&self, time: u64) {
+        const SECOND: u64 = 1_000_000_000;
+        let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // A time of zero would switch it off.
+        let time = time.max(1);
+        let value = libc::timespec { tv_sec: (time / SECOND).cast_signed(), tv_nsec: (time % SECOND).cast_signed() };
+        let spec = libc::itimerspec { it_interval: zero, it_value: value };
+        // SAFETY: a live itimerspec; no old value is asked for.
+        unsafe {
+            libc::timerfd_settime(self.0.as_raw_fd(), libc::TFD_TIMER_ABSTIME, &raw const spec, std::ptr::null_mut());
+        };
+    }
+
+    async fn expired(&self) -> io::Result<()> {
+        loop {
+            let mut ready = self.0.readable().await?;
+            let mut count = 0u64;
+            // SAFETY: the buffer has the eight bytes that a timerfd gives.
+            let got = unsafe { libc::read(self.0.as_raw_fd(), (&raw mut count).cast(), size_of::<u64>()) };
+            if got > 0 {
+                return Ok(());
+            }
+            ready.clear_ready();
+        }
+    }
+}
+
+/// Tells the node the time whenever it wants to know, for ever.
+pub async fn keep_time(node: Shared, timer: Rc<Timer>) -> io::Result<()> {
+    loop {
+        timer.expired().await?;
+        node.borrow_mut().on_timeout();
+    }
+}
+
+/// Hands the coordinator's messages to the node, until the link is lost.
+pub async fn hear_coordinator(node: Shared, mut receiver: FrameReceiver) {
+    loop {
+        let frame = match receiver.next().await {
+            Ok(frame) => frame,
+            Err(error) => {
+                tracing::error!(%error, "the link to the coordinator broke");
+                break;
+            }
+        };
+        match frame.decode::<FromCoordinator>() {
+            Ok((message, raw)) => {
+                let mut node = node.borrow_mut();
+                node.inbox.push_back((message, raw.to_vec()));
+                node.settle();
+            }
+            Err(error) => {
+                tracing::error!(%error, "the coordinator sent garbage");
+                break;
+            }
+        }
+    }
+    let mut node = node.borrow_mut();
+    node.on_coordinator_lost();
+    node.settle();
+}
+
+/// Accepts other nodes, for ever.
+pub async fn accept_peers(node: Shared, endpoint: Endpoint) {
+    while let Some(incoming) = endpoint.accept().await {
+        spawn_local(accept_peer(Rc::clone(&node), incoming));
+    }
+}
+
+async fn accept_peer(node: Shared, incoming: Incoming) {
+    let address = incoming.address();
+    match incoming.link().await {
+        Ok(link) => hear_peer(node, link).await,
+        Err(error) => tracing::warn!(%address, %error, "refused a link"),
+    }
+}
+
+/// Links to a member, and again if that fails.
+pub fn connect_peer(node: &Node, member: Member) {
+    let Some(endpoint) = node.endpoint.clone() else { return };
+    let node = Weak::clone(&node.this);
+    spawn_local(async move {
+        let Ok(expected) = Peer::node(&member.name) else { return };
+        loop {
+            let Some(node) = node.upgrade() else { return };
+            if !node.borrow().members.contains(&member) {
+                return;
+            }
+            match endpoint.connect(member.address, &expected).await {
+                Ok(link) => hear_peer(node, link).await,
+                Err(error) => tracing::warn!(peer = member.name, %error, "cannot reach a member"),
+            }
+            tokio::time::sleep(RECONNECT_PAUSE).await;
+        }
+    });
+}
+
+/// Greets the node at the other end and hands its messages on, until the link is lost.
+async fn hear_peer(node: Shared, link: Link) {
+    let Link { peer, sender, mut receiver, .. } = link;
+    let hello = {
+        let node = node.borrow();
+        PeerHello { version: VERSION, node: node.id, epoch: node.epoch }
+    };
+    sender.send(&hello, &[]);
+    let from = match greet(&node, &peer, &mut receiver).await {
+        Ok(from) => from,
+        Err(error) => {
+            tracing::warn!(?peer, %error, "refused a node");
+            sender.close(&error.to_string());
+            return;
+        }
+    };
+    {
+        let mut node = node.borrow_mut();
+        node.on_link(from, sender.clone());
+    }
+    loop {
+        let frame = match receiver.next().await {
+            Ok(frame) => frame,
+            Err(error) => {
+                tracing::error!(peer = %from, %error, "the link to a node broke");
+                break;
+            }
+        };
+        match frame.decode::<PageMessage>() {
+            Ok((message, raw)) => node.borrow_mut().on_peer(from, message, Bytes::copy_from_slice(raw)),
+            Err(error) => {
+                tracing::error!(peer = %from, %error, "a node sent garbage");
+                sender.close("malformed message");
+                break;
+            }
+        }
+    }
+    node.borrow_mut().on_link_lost(from);
+}
+
+/// Reads the other node's greeting; returns its slot once the coordinator has named it a member.
+async fn greet(node: &Shared, peer: &Peer, receiver: &mut FrameReceiver) -> Result<NodeId, Refusal> {
+    let Peer::Node(name) = peer else { return Err(Refusal::NotANode) };
+    let frame = receiver.next().await?;
+    let (hello, _) = frame.decode::<PeerHello>()?;
+    if !VERSION.accepts(hello.version) {
+        return Err(Refusal::Version(hello.version));
+    }
+    let members_changed = Rc::clone(&node.borrow().members_changed);
+    loop {
+        let changed = members_changed.notified();
+        {
+            let node = node.borrow();
+            let mut members = node.members.iter();
+            if let Some(member) = members.find(|m| m.name == *name && m.epoch >= hello.epoch) {
+                let same = member.node == hello.node && member.epoch == hello.epoch;
+                return if same { Ok(member.node) } else { Err(Refusal::Outdated) };
+            }
+        }
+        // The coordinator's word and the node's link race each other.
+        changed.await;
+    }
+}
+
+/// Why a node was not accepted.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("only nodes have pages")]
+    NotANode,
+    #[error("protocol version {0} is not {VERSION}")]
+    Version(migshm_protocol::Version),
+    #[error("its membership has ended")]
+    Outdated,
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+}

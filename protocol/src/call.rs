@@ -1,0 +1,304 @@
+//! A System V IPC call, as a value, and its answer.
+//!
+//! The shim parses `cmd` and flag integers into these types, so that everything past it deals
+//! with calls that make sense. Names and meanings are those of `shmget(2)`, `shmop(2)`,
+//! `shmctl(2)`, `semget(2)`, `semop(2)` and `semctl(2)`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ProcessId, SegmentId};
+
+/// An errno value (`errno(3)`), always positive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Errno(pub i32);
+
+/// The x86-64 and generic Linux values of the errnos that System V IPC returns.
+#[allow(missing_docs)]
+impl Errno {
+    pub const EPERM: Errno = Errno(1);
+    pub const ENOENT: Errno = Errno(2);
+    pub const EINTR: Errno = Errno(4);
+    pub const EIO: Errno = Errno(5);
+    pub const E2BIG: Errno = Errno(7);
+    pub const EAGAIN: Errno = Errno(11);
+    pub const ENOMEM: Errno = Errno(12);
+    pub const EACCES: Errno = Errno(13);
+    pub const EFAULT: Errno = Errno(14);
+    pub const EEXIST: Errno = Errno(17);
+    pub const EINVAL: Errno = Errno(22);
+    pub const EMFILE: Errno = Errno(24);
+    pub const EFBIG: Errno = Errno(27);
+    pub const ENOSPC: Errno = Errno(28);
+    pub const ERANGE: Errno = Errno(34);
+    pub const ENOSYS: Errno = Errno(38);
+    pub const EIDRM: Errno = Errno(43);
+}
+
+/// Who makes a call, as the kernel told the node daemon (`SO_PEERCRED`, `SO_PEERGROUPS`,
+/// `/proc/PID/status`), never as the caller says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Caller {
+    /// The process, for undo and cancellation.
+    pub process: ProcessId,
+    /// Its pid on its node, for `shm_cpid`, `shm_lpid` and `GETPID`.
+    pub pid: i32,
+    /// Effective user id.
+    pub uid: u32,
+    /// Effective group id.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// Effective capabilities, as the kernel's bit mask (`capabilities(7)`).
+    pub capabilities: u64,
+}
+
+/// A call. `SemOp` is followed by its operations as raw [`SemBuf`]s, `SemCommand::SetAll` by its
+/// values as raw little-endian `u16`s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "parameters are named as in the manual pages")]
+pub enum Call {
+    /// `shmget(key, size, flags)`; answered by [`Answer::Value`].
+    ShmGet { key: i32, size: u64, flags: i32 },
+    /// `shmat(id, _, flags)`; answered by [`Answer::Attached`].
+    ShmAttach { id: i32, flags: i32 },
+    /// `shmctl(id, ...)`; the id is an index for [`StatBy::Index`] and [`StatBy::Any`].
+    ShmCtl { id: i32, command: ShmCommand },
+    /// `semget(key, count, flags)`; answered by [`Answer::Value`].
+    SemGet { key: i32, count: i32, flags: i32 },
+    /// `semop(id, ...)`, and `semtimedop`, whose clock the shim keeps (see
+    /// [`crate::local::ToNode::Cancel`]); answered by [`Answer::Value`] 0.
+    SemOp { id: i32 },
+    /// `semctl(id, ...)`.
+    SemCtl { id: i32, command: SemCommand },
+}
+
+/// What `*_STAT` names its object by, and whether reading needs permission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StatBy {
+    /// `IPC_STAT`: by id.
+    Id,
+    /// `SHM_STAT`, `SEM_STAT`: by index into the kernel-like table; the answer carries the id.
+    Index,
+    /// `SHM_STAT_ANY`, `SEM_STAT_ANY`: by index, without a check for read permission.
+    Any,
+}
+
+/// The commands of `shmctl(2)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ShmCommand {
+    /// Answered by [`Answer::Segment`].
+    Stat(StatBy),
+    /// `IPC_SET`.
+    Set(NewPerm),
+    /// `IPC_RMID`.
+    Remove,
+    /// `SHM_LOCK` (true) or `SHM_UNLOCK`.
+    Lock(bool),
+    /// `IPC_INFO`; answered by [`Answer::ShmLimits`].
+    Limits,
+    /// `SHM_INFO`; answered by [`Answer::ShmUsage`].
+    Usage,
+}
+
+/// The commands of `semctl(2)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SemCommand {
+    /// Answered by [`Answer::Set`].
+    Stat(StatBy),
+    /// `IPC_SET`.
+    Set(NewPerm),
+    /// `IPC_RMID`.
+    Remove,
+    /// `IPC_INFO`; answered by [`Answer::SemLimits`].
+    Limits,
+    /// `SEM_INFO`; answered by [`Answer::SemLimits`] with usage in two of its fields.
+    Usage,
+    /// `GETALL`; answered by [`Answer::Values`].
+    GetAll,
+    /// `SETALL`; the values follow the message.
+    SetAll,
+    /// `GETVAL` of a semaphore number.
+    GetVal(i32),
+    /// `SETVAL` of a semaphore number.
+    SetVal(i32, i32),
+    /// `GETPID` of a semaphore number.
+    GetPid(i32),
+    /// `GETNCNT` of a semaphore number.
+    GetNcnt(i32),
+    /// `GETZCNT` of a semaphore number.
+    GetZcnt(i32),
+}
+
+/// What `IPC_SET` changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewPerm {
+    /// New owner.
+    pub uid: u32,
+    /// New group.
+    pub gid: u32,
+    /// New permission bits; only the lowest nine count.
+    pub mode: u32,
+}
+
+/// `struct sembuf`, laid out as in C: six bytes, little endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SemBuf {
+    /// Semaphore number.
+    pub num: u16,
+    /// The operation: positive adds, negative waits and subtracts, zero waits for zero.
+    pub op: i16,
+    /// `IPC_NOWAIT`, `SEM_UNDO`.
+    pub flags: i16,
+}
+
+impl SemBuf {
+    /// Bytes of one operation on the wire.
+    pub const SIZE: usize = 6;
+
+    /// The C layout.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; Self::SIZE] {
+        let [a, b] = self.num.to_le_bytes();
+        let [c, d] = self.op.to_le_bytes();
+        let [e, f] = self.flags.to_le_bytes();
+        [a, b, c, d, e, f]
+    }
+
+    /// Reads an array of operations; `None` if the length is not a multiple of [`SemBuf::SIZE`].
+    #[must_use]
+    pub fn parse_all(bytes: &[u8]) -> Option<Vec<SemBuf>> {
+        let chunks = bytes.chunks_exact(Self::SIZE);
+        chunks.remainder().is_empty().then(|| {
+            chunks
+                .map(|c| SemBuf {
+                    num: u16::from_le_bytes([c[0], c[1]]),
+                    op: i16::from_le_bytes([c[2], c[3]]),
+                    flags: i16::from_le_bytes([c[4], c[5]]),
+                })
+                .collect()
+        })
+    }
+}
+
+/// How a call ended.
+pub type Outcome = Result<Answer, Errno>;
+
+/// A successful call's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// The call's return value.
+    Value(i32),
+    /// An attach may proceed; see [`Attachment`].
+    Attached(Attachment),
+    /// `IPC_STAT` and its kin; `value` of the C call is `status.id` for the index forms.
+    Segment(ShmStatus),
+    /// `IPC_INFO` of `shmctl`.
+    ShmLimits(ShmLimits),
+    /// `SHM_INFO`.
+    ShmUsage(ShmUsage),
+    /// `IPC_STAT` and its kin of `semctl`.
+    Set(SemStatus),
+    /// `IPC_INFO` and `SEM_INFO` of `semctl`.
+    SemLimits(SemLimits),
+    /// `GETALL`: this many raw little-endian `u16` values follow the message.
+    Values(u32),
+}
+
+/// Leave to attach a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Its size in bytes, not rounded.
+    pub size: u64,
+    /// Whether the caller may write to it, by mode bits (the attach may still be read-only).
+    pub may_write: bool,
+    /// Between the daemon and the shim: this attach's number, for
+    /// [`crate::local::ToNode::Mapped`]. 0 from the coordinator.
+    pub attach: u64,
+    /// Between the daemon and the shim: whether accesses are tracked already, so that the
+    /// mapping must stay inaccessible until the daemon has registered it.
+    pub tracked: bool,
+}
+
+/// `struct ipc_perm`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Perm {
+    pub key: i32,
+    pub uid: u32,
+    pub gid: u32,
+    pub cuid: u32,
+    pub cgid: u32,
+    pub mode: u32,
+    pub seq: u16,
+}
+
+/// `struct shmid_ds`, with the id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct ShmStatus {
+    pub id: i32,
+    pub perm: Perm,
+    pub size: u64,
+    /// Seconds since the epoch, as all times here.
+    pub atime: i64,
+    pub dtime: i64,
+    pub ctime: i64,
+    pub cpid: i32,
+    pub lpid: i32,
+    pub nattch: u64,
+}
+
+/// `struct shminfo`: limits. `highest` is the call's return value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct ShmLimits {
+    pub shmmax: u64,
+    pub shmmin: u64,
+    pub shmmni: u64,
+    pub shmseg: u64,
+    pub shmall: u64,
+    pub highest: i32,
+}
+
+/// `struct shm_info`: usage. `highest` is the call's return value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct ShmUsage {
+    pub used_ids: i32,
+    pub shm_tot: u64,
+    pub shm_rss: u64,
+    pub shm_swp: u64,
+    pub swap_attempts: u64,
+    pub swap_successes: u64,
+    pub highest: i32,
+}
+
+/// `struct semid_ds`, with the id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct SemStatus {
+    pub id: i32,
+    pub perm: Perm,
+    pub otime: i64,
+    pub ctime: i64,
+    pub nsems: u64,
+}
+
+/// `struct seminfo`. `highest` is the call's return value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct SemLimits {
+    pub semmap: i32,
+    pub semmni: i32,
+    pub semmns: i32,
+    pub semmnu: i32,
+    pub semmsl: i32,
+    pub semopm: i32,
+    pub semume: i32,
+    pub semusz: i32,
+    pub semvmx: i32,
+    pub semaem: i32,
+    pub highest: i32,
+}

@@ -1,0 +1,176 @@
+//! Node daemon ↔ coordinator: one bidirectional QUIC stream, in order both ways.
+
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+
+use crate::Version;
+use crate::call::{Call, Caller, Errno, Outcome};
+use crate::ids::{Extent, NodeId, ProcessId, SegmentId};
+
+/// From a node daemon to the coordinator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToCoordinator {
+    /// First on the stream; answered by [`FromCoordinator::Welcome`] or
+    /// [`FromCoordinator::Refused`].
+    Join {
+        /// The node's protocol version.
+        version: Version,
+        /// Its name, unique in the cluster.
+        name: String,
+        /// Where other nodes reach it.
+        address: SocketAddr,
+        /// Its memory budget in bytes.
+        memory: u64,
+    },
+    /// A call of a process, with its raw bytes after it; answered by
+    /// [`FromCoordinator::Answer`].
+    Call {
+        /// Unique among the node's requests, ascending.
+        id: u64,
+        /// Who calls.
+        caller: Caller,
+        /// The call.
+        call: Call,
+    },
+    /// Ends a call that is still blocked with `errno`; its answer comes in any case.
+    Cancel {
+        /// The call's id.
+        id: u64,
+        /// What the call then returns.
+        errno: Errno,
+    },
+    /// A process ended: its undo is due, its blocked calls are void.
+    Exited {
+        /// The process.
+        process: ProcessId,
+        /// Its pid, which undo leaves in `sempid`.
+        pid: i32,
+    },
+    /// A fork copied attaches of a segment.
+    Inherited {
+        /// The segment.
+        segment: SegmentId,
+        /// How many attaches more.
+        count: u32,
+        /// The child's pid if it is known, else its parent's.
+        pid: i32,
+    },
+    /// `shmdt`, exit or exec ended attaches of a segment; answered by
+    /// [`FromCoordinator::Answer`] where `id` is not 0.
+    Detached {
+        /// Unique among the node's requests, or 0.
+        id: u64,
+        /// The segment.
+        segment: SegmentId,
+        /// How many attaches fewer.
+        count: u32,
+        /// Whose.
+        pid: i32,
+    },
+    /// The node tracks this segment now, as [`FromCoordinator::Share`] asked.
+    Sharing {
+        /// The segment.
+        segment: SegmentId,
+    },
+    /// Which node is an extent's home? Answered by [`FromCoordinator::HomeIs`].
+    FindHome {
+        /// The extent.
+        extent: Extent,
+    },
+    /// What is this segment, of which a peer spoke? Answered by [`FromCoordinator::SegmentIs`].
+    FindSegment {
+        /// The segment.
+        segment: SegmentId,
+    },
+    /// The sender became an extent's home.
+    HomeMoved {
+        /// The extent.
+        extent: Extent,
+    },
+}
+
+/// From the coordinator to a node daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromCoordinator {
+    /// The node is a member.
+    Welcome {
+        /// Its slot.
+        node: NodeId,
+        /// Number of this membership; messages of an older one are refused.
+        epoch: u64,
+    },
+    /// The node cannot be a member.
+    Refused {
+        /// Why, for a person.
+        reason: String,
+    },
+    /// Who the members are, sent at every change.
+    Members {
+        /// All of them, the receiver included.
+        members: Vec<Member>,
+    },
+    /// The answer to a request, raw bytes after it.
+    Answer {
+        /// The request's id.
+        id: u64,
+        /// How it ended.
+        outcome: Outcome,
+        /// With [`crate::call::Answer::Attached`]: how the segment's pages are kept.
+        placement: Option<Placement>,
+    },
+    /// Another node is about to attach a segment that only the receiver used: track it from now
+    /// on, then say [`ToCoordinator::Sharing`].
+    Share {
+        /// The segment.
+        segment: SegmentId,
+    },
+    /// Where an extent's home is.
+    HomeIs {
+        /// The extent.
+        extent: Extent,
+        /// The home; `None` if no member has memory left for it.
+        home: Option<NodeId>,
+    },
+    /// What a shared segment is. From now on the node hears of its end.
+    SegmentIs {
+        /// The segment.
+        segment: SegmentId,
+        /// Its size in bytes; `None` if it does not exist (any more).
+        size: Option<u64>,
+        /// As in [`Placement::Shared`].
+        default_home: Option<NodeId>,
+    },
+    /// A segment is gone; nothing of it may be kept.
+    Destroyed {
+        /// The segment.
+        segment: SegmentId,
+    },
+}
+
+/// A member of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its slot.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Where its page server listens.
+    pub address: SocketAddr,
+    /// Number of its membership.
+    pub epoch: u64,
+    /// Its memory budget in bytes.
+    pub memory: u64,
+}
+
+/// How the pages of a segment are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Placement {
+    /// Only the asking node uses the segment: no tracking, no homes.
+    Solo,
+    /// Tracked. Extents for which no home is known yet are at `default_home`, or, where that is
+    /// `None`, have their home assigned at the first touch ([`ToCoordinator::FindHome`]).
+    Shared {
+        /// The node that used the segment alone before.
+        default_home: Option<NodeId>,
+    },
+}

@@ -1,0 +1,118 @@
+//! Shim (or tool) ↔ node daemon, over a `SOCK_SEQPACKET` unix socket.
+//!
+//! One connection carries one call at a time: a thread that blocks in `semop` keeps its
+//! connection, other threads of the process use others. The daemon knows the process from the
+//! socket's credentials. Descriptors travel beside the messages (`SCM_RIGHTS`), as noted.
+
+use serde::{Deserialize, Serialize};
+
+use crate::call::{Call, Errno, Outcome};
+use crate::ids::NodeId;
+
+/// Version of this link; both sides ship together, so any difference is refused.
+pub const LOCAL_VERSION: u32 = 1;
+
+/// File name of the daemon's socket in its runtime directory.
+pub const SOCKET: &str = "node.sock";
+/// File name of the lock that serialises the start and the end of a daemon.
+pub const LOCK: &str = "node.lock";
+
+/// From a process to its node daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToNode {
+    /// First on every connection; answered by [`FromNode::Welcome`].
+    Hello {
+        /// [`LOCAL_VERSION`].
+        version: u32,
+        /// For a process that was forked where forks are not seen by userfaultfd: its parent's
+        /// pid, whose attaches it inherited. 0 otherwise.
+        forked_from: i32,
+    },
+    /// The process's userfaultfd (one descriptor, made with `USERFAULTFD_IOC_NEW`) and its
+    /// anchor page; once per address space, before its first attach. Answered by
+    /// [`FromNode::Answer`] with the same `id`.
+    Anchor {
+        /// Echoed in the answer.
+        id: u64,
+        /// Address of the anchor: one private anonymous page, `MADV_WIPEONFORK`, untouched.
+        address: u64,
+    },
+    /// A System V call, with its raw bytes after it. Answered by [`FromNode::Answer`]; that to
+    /// `ShmAttach` brings the segment's memfd.
+    Call {
+        /// Echoed in the answer.
+        id: u64,
+        /// The call.
+        call: Call,
+    },
+    /// The caller of a blocked call was interrupted or its time is over. The call is answered
+    /// all the same: by its own outcome if that came first, else by `errno`.
+    Cancel {
+        /// The call's id.
+        id: u64,
+        /// [`Errno::EINTR`] or [`Errno::EAGAIN`].
+        errno: Errno,
+    },
+    /// Where an attach was mapped. If it is tracked, answered by [`FromNode::Answer`] when the
+    /// mapping is registered and may be made accessible; else not answered.
+    Mapped {
+        /// Echoed in the answer.
+        id: u64,
+        /// From [`crate::call::Attachment::attach`].
+        attach: u64,
+        /// Start of the mapping; 0 if it could not be made, which gives the attach up.
+        address: u64,
+    },
+    /// `shmdt(address)`. Answered by [`FromNode::Detaching`], or by an [`FromNode::Answer`]
+    /// with an errno.
+    Detach {
+        /// Echoed in the answer.
+        id: u64,
+        /// Start of an attach of this process.
+        address: u64,
+    },
+    /// The mapping of a detach is gone; not answered.
+    Unmapped {
+        /// From [`FromNode::Detaching`].
+        attach: u64,
+    },
+    /// What the daemon counts and knows; answered by [`FromNode::Answer`], JSON after it.
+    Status {
+        /// Echoed in the answer.
+        id: u64,
+    },
+}
+
+/// From the node daemon to a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromNode {
+    /// The connection stands.
+    Welcome {
+        /// The node.
+        node: NodeId,
+        /// Whether `/dev/userfaultfd` (one descriptor) comes with this message; the process
+        /// then anchors its address space before its first attach.
+        track: bool,
+    },
+    /// The connection cannot be: wrong version, or the daemon is not able to serve.
+    Refused {
+        /// What the program's call returns.
+        errno: Errno,
+    },
+    /// The answer to the request with this id, raw bytes after it.
+    Answer {
+        /// The request's id.
+        id: u64,
+        /// How it ended.
+        outcome: Outcome,
+    },
+    /// `shmdt` may unmap; it then says [`ToNode::Unmapped`].
+    Detaching {
+        /// The request's id.
+        id: u64,
+        /// The attach.
+        attach: u64,
+        /// Length of the mapping in bytes, in whole pages.
+        length: u64,
+    },
+}

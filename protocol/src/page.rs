@@ -1,0 +1,164 @@
+//! Node daemon ↔ node daemon: the coherence protocol's messages.
+//!
+//! One bidirectional QUIC stream for each pair of nodes, so messages between two nodes arrive in
+//! the order they were sent. `coherence` defines what they mean. Page contents travel raw after
+//! the message that carries them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Version;
+use crate::ids::{Extent, NodeId, Page, SegmentId};
+
+/// What a node may do with a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Access {
+    /// Read it; others may too.
+    Read,
+    /// Write it; nobody else has it.
+    Write,
+}
+
+/// First message both ways on a connection between nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerHello {
+    /// The sender's protocol version.
+    pub version: Version,
+    /// The sender.
+    pub node: NodeId,
+    /// Number of the sender's membership.
+    pub epoch: u64,
+}
+
+/// A message of the coherence protocol.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum PageMessage {
+    /// Requester → home (or former home, which relays it): a fault.
+    Request {
+        /// The page.
+        page: Page,
+        /// What is wanted.
+        access: Access,
+        /// Who wants it (not always the sender: former homes relay).
+        requester: NodeId,
+        /// Whether the requester holds a readable copy.
+        has_copy: bool,
+    },
+    /// Home → owner: give the page to the requester.
+    Forward {
+        /// The page.
+        page: Page,
+        /// `Read`: keep a readable copy; `Write`: keep nothing.
+        access: Access,
+        /// Who gets it.
+        requester: NodeId,
+        /// To pass on in [`PageMessage::Grant::acks`].
+        acks: u16,
+    },
+    /// Home → sharer: drop the copy, tell the requester.
+    Invalidate {
+        /// The page.
+        page: Page,
+        /// Who waits for the acknowledgement.
+        requester: NodeId,
+    },
+    /// Owner or home → requester: the page may be used, once `acks` sharers have acknowledged.
+    Grant {
+        /// The page.
+        page: Page,
+        /// What is granted.
+        access: Access,
+        /// Acknowledgements of [`PageMessage::Invalidate`] to wait for.
+        acks: u16,
+        /// What the page contains.
+        contents: Contents,
+        /// The home, to which later requests go, and `Done` if `confirm`.
+        home: NodeId,
+        /// Whether the home waits for [`PageMessage::Done`].
+        confirm: bool,
+    },
+    /// Sharer → requester: the copy is gone.
+    InvalidateAck {
+        /// The page.
+        page: Page,
+    },
+    /// Requester → home: the grant arrived; the next transaction of the page may start.
+    Done {
+        /// The page.
+        page: Page,
+    },
+    /// Owner → home: the page's contents (which follow), as the owner has to make room.
+    WriteBack {
+        /// The page.
+        page: Page,
+        /// The owner (not always the sender: former homes relay).
+        owner: NodeId,
+    },
+    /// Home → former owner: it may drop the page now.
+    WriteBackAck {
+        /// The page.
+        page: Page,
+        /// False if the ownership had gone to another node meanwhile.
+        accepted: bool,
+    },
+    /// Home → node that holds pages of the extent: everything I sent you before this has
+    /// arrived, say so; the home is about to move.
+    Fence {
+        /// The extent.
+        extent: Extent,
+    },
+    /// The answer to [`PageMessage::Fence`].
+    FenceAck {
+        /// The extent.
+        extent: Extent,
+    },
+    /// Old home → new home: the directory of the extent.
+    HomeTransfer {
+        /// The extent.
+        extent: Extent,
+        /// Its pages that are not untouched.
+        entries: Vec<DirectoryEntry>,
+    },
+}
+
+/// What a granted page contains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Contents {
+    /// The bytes that follow the message.
+    Bytes,
+    /// Zeros: nobody has touched the page before.
+    Zeros,
+    /// What the requester has already.
+    Yours,
+}
+
+/// A page in a directory that moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct DirectoryEntry {
+    /// Index of the page in its extent.
+    pub page: u16,
+    /// The node that answers for the contents.
+    pub owner: NodeId,
+    /// One bit for each node that may hold a readable copy, owner included; 0 if the owner holds
+    /// the page exclusively.
+    pub sharers: u64,
+}
+
+impl PageMessage {
+    /// The segment that the message is about.
+    #[must_use]
+    pub fn segment(&self) -> SegmentId {
+        match self {
+            PageMessage::Request { page, .. }
+            | PageMessage::Forward { page, .. }
+            | PageMessage::Invalidate { page, .. }
+            | PageMessage::Grant { page, .. }
+            | PageMessage::InvalidateAck { page }
+            | PageMessage::Done { page }
+            | PageMessage::WriteBack { page, .. }
+            | PageMessage::WriteBackAck { page, .. } => page.segment,
+            PageMessage::Fence { extent }
+            | PageMessage::FenceAck { extent }
+            | PageMessage::HomeTransfer { extent, .. } => extent.segment,
+        }
+    }
+}
