@@ -1,0 +1,82 @@
+//! The functions that the library defines in libc's stead.
+//!
+//! Nothing is looked up for them: the functions that they hide are never called.
+
+use std::ffi::{c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use libc::{key_t, sembuf, size_t, timespec};
+use migshm_protocol::call::Errno;
+
+use crate::{anchor, sem, shm, sys};
+
+redhook::hook! {
+    unsafe fn shmget(key: key_t, size: size_t, flags: c_int) -> c_int => on_shmget {
+        enter(|| shm::get(key, size, flags)) as c_int
+    }
+}
+
+redhook::hook! {
+    unsafe fn shmat(id: c_int, address: *const c_void, flags: c_int) -> *mut c_void => on_shmat {
+        enter(|| shm::attach(id, address as usize, flags)) as *mut c_void
+    }
+}
+
+redhook::hook! {
+    unsafe fn shmdt(address: *const c_void) -> c_int => on_shmdt {
+        enter(|| shm::detach(address as usize)) as c_int
+    }
+}
+
+redhook::hook! {
+    unsafe fn shmctl(id: c_int, command: c_int, buffer: *mut c_void) -> c_int => on_shmctl {
+        enter(|| shm::control(id, command, buffer as usize)) as c_int
+    }
+}
+
+redhook::hook! {
+    unsafe fn semget(key: key_t, count: c_int, flags: c_int) -> c_int => on_semget {
+        enter(|| sem::get(key, count, flags)) as c_int
+    }
+}
+
+redhook::hook! {
+    unsafe fn semop(id: c_int, operations: *mut sembuf, count: size_t) -> c_int => on_semop {
+        enter(|| sem::operate(id, operations as usize, count, 0)) as c_int
+    }
+}
+
+redhook::hook! {
+    unsafe fn semtimedop(id: c_int, operations: *mut sembuf, count: size_t, timeout: *const timespec)
+        -> c_int => on_semtimedop {
+        enter(|| sem::operate(id, operations as usize, count, timeout as usize)) as c_int
+    }
+}
+
+// `semctl` is variadic in C. Its fourth argument, a union of an int and pointers passed by value,
+// travels in the same register as a fixed fourth argument would.
+redhook::hook! {
+    unsafe fn semctl(id: c_int, number: c_int, command: c_int, argument: usize) -> c_int => on_semctl {
+        enter(|| sem::control(id, number, command, argument)) as c_int
+    }
+}
+
+/// Runs a call as C expects it: -1 and `errno` on failure, `errno` untouched on success, and no
+/// panic past this point. (`hook!` would answer a panic by calling the kernel's function.)
+pub fn enter(call: impl FnOnce() -> Result<isize, Errno>) -> isize {
+    let before = sys::errno();
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        anchor::introduce();
+        call()
+    }));
+    match result.unwrap_or(Err(Errno::ENOSYS)) {
+        Ok(value) => {
+            sys::set_errno(before);
+            value
+        }
+        Err(errno) => {
+            sys::set_errno(errno);
+            -1
+        }
+    }
+}

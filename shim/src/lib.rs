@@ -1,0 +1,75 @@
+//! `libmigshm.so`: System V shared memory and semaphores for the whole cluster, by `LD_PRELOAD`.
+//!
+//! The library defines `shmget shmat shmdt shmctl semget semop semtimedop semctl`, and libc's
+//! `syscall` for exactly those system calls. Each becomes a message to the node daemon, over a
+//! unix socket; the answer becomes the call's result. The library never calls the kernel's own
+//! System V IPC: where it cannot reach a daemon, calls fail with `ENOSYS`, which is what a kernel
+//! without System V IPC says.
+//!
+//! ```text
+//!  hooks, syscall                      the C ABI: arguments in, result and errno out
+//!    └─ shm, sem                       what each function does
+//!         ├─ convert                   C structures ↔ protocol values
+//!         ├─ anchor                    makes the address space known for page tracking
+//!         └─ client                    one call and its answer; interruption and timeout
+//!              ├─ pool                 connections that are kept for the next call
+//!              └─ start, directory     finds the daemon, or starts it
+//!  process                             every piece of state, and what a fork does to it
+//!  sys, text, complain                 system calls, strings without malloc, one line on stderr
+//!  marker                              how `migshm run` sees that the library is in force
+//! ```
+//!
+//! # What a guest in somebody else's process must not do
+//!
+//! - **No thread, no runtime**: forks and execs would break them. Every call is one blocking
+//!   exchange on a socket that no other call uses meanwhile.
+//! - **No `malloc`, no lock**: System V calls are made in signal handlers, in constructors before
+//!   `main`, in the child of a fork of a threaded program. All state is static or mapped, and is
+//!   handed over by atomics; strings have a fixed capacity. What a fork does to the state is told
+//!   in [`process`].
+//! - **Nothing at all until the first call**: the constructor registers a fork handler, which
+//!   does nothing in a process that has made no call.
+//! - **No unwinding into C**: a panic ends as `ENOSYS`. No cancellation point either: semop(2) is
+//!   none, so blocking system calls are made raw, not through libc's cancellable wrappers.
+//! - `errno` changes only when a call fails.
+//!
+//! # Caveats
+//!
+//! - A handler that leaves a blocked `semop` by `longjmp` loses that call's connection, and the
+//!   operation stays queued until the process ends.
+//! - A program that closes descriptors which it did not open is noticed (they are verified before
+//!   each use); one that does so in the midst of another thread's call is not.
+//! - The C library's own `syscall` function is replaced, not the instruction: a program that has
+//!   its own assembly reaches the kernel's IPC.
+//! - `shmdt` unmaps the range that was attached, also where the program has since mapped
+//!   something else over a part of it; the kernel would spare that part.
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu")))]
+compile_error!("libmigshm.so knows the ABI of x86-64 GNU/Linux only");
+
+mod anchor;
+mod client;
+mod complain;
+mod convert;
+mod directory;
+mod hooks;
+mod marker;
+mod pool;
+mod process;
+mod sem;
+mod shm;
+mod start;
+mod sys;
+mod syscall;
+mod text;
+
+/// Runs before `main`; other libraries' constructors may have made calls before it.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static CONSTRUCTOR: extern "C" fn() = {
+    extern "C" fn construct() {
+        process::watch_forks();
+        marker::verify();
+    }
+    construct
+};

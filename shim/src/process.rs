@@ -1,0 +1,114 @@
+//! All state of the library, and what becomes of it when the process forks.
+//!
+//! | state | in a fork child (`fork` or a raw `clone`) | after `execve` |
+//! |---|---|---|
+//! | [`Wiped`]: claims of pool slots, "introduced", "anchoring" | zeros, as in a fresh process | gone |
+//! | the pool's descriptors (`pool::SLOTS`) | the parent's: closed at the first call, never used | closed |
+//! | the anchor's address (`anchor::ANCHOR`), the userfaultfd | stay: the mappings and their registration are inherited | gone |
+//! | [`ATTACHES`], [`LAST_PID`] | stay: the attaches are inherited, and the parent is who made them | gone |
+//! | the runtime directory (`directory::CHOSEN`) | stays: a process and its children never change node | chosen anew |
+//!
+//! No `getpid` tells whether we are in a child: the kernel itself clears the pages marked
+//! `MADV_WIPEONFORK` in any new copy of the address space. Everything that belongs to one process
+//! lives in such pages, so in a child it is not reset but was never set; there is no moment at
+//! which the state is half reset, and nothing to lock. A `vfork` child shares its parent's memory
+//! and therefore counts as its parent, until it executes another program.
+
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use migshm_protocol::call::Errno;
+use once_cell::race::OnceNonZeroUsize;
+
+use crate::pool::SLOTS_COUNT;
+use crate::{anchor, client, pool, sys};
+
+/// What belongs to one process alone. All zeros is the state of a new process.
+pub struct Wiped {
+    /// Whether descriptors inherited from the parent's pool have been closed.
+    swept: AtomicBool,
+    /// Whether the daemon has been told whose attaches this process inherited.
+    pub introduced: AtomicBool,
+    /// Whether a thread is anchoring the address space.
+    pub anchoring: AtomicBool,
+    /// Who has which slot of the pool; see `pool`.
+    pub claims: [AtomicU32; SLOTS_COUNT],
+}
+
+/// Address of the [`Wiped`] pages, once mapped.
+static WIPED: OnceNonZeroUsize = OnceNonZeroUsize::new();
+
+/// Attaches in this address space, inherited ones included.
+pub static ATTACHES: AtomicUsize = AtomicUsize::new(0);
+
+/// The process that last said Hello in this address space or in the one it is a copy of.
+static LAST_PID: AtomicI32 = AtomicI32::new(0);
+
+/// Source of request ids.
+static LAST_REQUEST: AtomicU64 = AtomicU64::new(0);
+
+/// Number of a new request, unique among those that a connection sees.
+pub fn request_id() -> u64 {
+    LAST_REQUEST.fetch_add(1, Ordering::Relaxed) + 1
+}
+
+/// This process's own state; mapped at the first call.
+///
+/// # Errors
+/// `ENOMEM`.
+pub fn own() -> Result<&'static Wiped, Errno> {
+    let address = match WIPED.get() {
+        Some(address) => address,
+        None => {
+            let memory = sys::map_wiped(size_of::<Wiped>())?;
+            let address = (memory as usize).try_into().expect("mmap gives no null");
+            if WIPED.set(address).is_err() {
+                sys::unmap(memory, size_of::<Wiped>());
+            }
+            WIPED.get().expect("set by this thread or a faster one")
+        }
+    };
+    // SAFETY: the address is that of a mapping of this size that is never unmapped, page-aligned;
+    // zeros are a valid `Wiped`, and it consists of atomics.
+    let own = unsafe { &*(address.get() as *const Wiped) };
+    if !own.swept.swap(true, Ordering::Relaxed) {
+        pool::sweep(own);
+    }
+    Ok(own)
+}
+
+/// What to say in `Hello::forked_from`: where the daemon does not see forks through userfaultfd,
+/// the process that this one inherited attaches from, until the daemon has been told.
+pub fn forked_from(own: &Wiped) -> i32 {
+    let told = own.introduced.load(Ordering::Relaxed);
+    if told || anchor::is_set() || ATTACHES.load(Ordering::Relaxed) == 0 {
+        return 0;
+    }
+    LAST_PID.load(Ordering::Relaxed)
+}
+
+/// Notes that the daemon knows this process now.
+pub fn introduced(own: &Wiped) {
+    // SAFETY: no preconditions.
+    LAST_PID.store(unsafe { libc::getpid() }, Ordering::Relaxed);
+    own.introduced.store(true, Ordering::Relaxed);
+}
+
+/// Has forks call [`in_child`].
+pub fn watch_forks() {
+    // SAFETY: the handler stays in memory: a preloaded library is never unloaded. The only failure
+    // is lack of memory; then the first call in a child does what the handler would have done.
+    unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+}
+
+/// Tells the daemon about a child that has inherited attaches, so that they count and so that its
+/// death is noticed, although it may never make a call.
+extern "C" fn in_child() {
+    if anchor::is_set() {
+        anchor::introduce();
+    } else if ATTACHES.load(Ordering::Relaxed) > 0 {
+        let before = sys::errno();
+        // Without a daemon there is nobody to tell, and a fork is no reason to start one.
+        let _ = client::say_hello();
+        sys::set_errno(before);
+    }
+}

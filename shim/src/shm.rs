@@ -1,0 +1,298 @@
+//! `shmget`, `shmat`, `shmdt`, `shmctl`.
+
+use std::ffi::{c_int, c_void};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::Ordering;
+
+use migshm_protocol::call::{Answer, Attachment, Call, Errno, ShmCommand, StatBy};
+use migshm_protocol::ids::PAGE_SIZE;
+use migshm_protocol::local::{FromNode, ToNode};
+
+use crate::client::{self, Patience, Raw, Reply, Session, out_of_step};
+use crate::convert::{self, ShmidDs};
+use crate::process::ATTACHES;
+use crate::{anchor, process, sys};
+
+/// `shmget(2)`.
+pub fn get(key: i32, size: usize, flags: c_int) -> Result<isize, Errno> {
+    convert::value(client::call(Call::ShmGet {
+        key,
+        size: size as u64,
+        flags,
+    })?)
+}
+
+/// `shmat(2)`. The result is the address.
+///
+/// The daemon grants the attach and sends the segment's memory; it is told where the memory was
+/// mapped. A segment whose pages are tracked stays inaccessible until the daemon has registered
+/// the mapping.
+pub fn attach(id: c_int, address: usize, flags: c_int) -> Result<isize, Errno> {
+    let place = Place::parse(address, flags)?;
+    let mut session = Session::begin()?;
+    anchor::ensure(&mut session)?;
+
+    let request = process::request_id();
+    session.request(
+        &ToNode::Call {
+            id: request,
+            call: Call::ShmAttach { id, flags },
+        },
+        Raw::NONE,
+    )?;
+    let (attachment, memory) = match session.reply(request, Patience::Endless)? {
+        Reply {
+            message:
+                FromNode::Answer {
+                    outcome: Ok(Answer::Attached(attachment)),
+                    ..
+                },
+            descriptor,
+        } => (attachment, descriptor.ok_or_else(out_of_step)?),
+        Reply {
+            message:
+                FromNode::Answer {
+                    outcome: Err(errno),
+                    ..
+                },
+            ..
+        } => return Err(errno),
+        _ => return Err(out_of_step()),
+    };
+
+    let id = process::request_id();
+    let mapped = |address| ToNode::Mapped {
+        id,
+        attach: attachment.attach,
+        address,
+    };
+    let mapping = match Mapping::make(place, &attachment, &memory, flags) {
+        Ok(mapping) => mapping,
+        Err(errno) => {
+            session.tell(&mapped(0), Raw::NONE, None)?;
+            return Err(errno);
+        }
+    };
+    let told = session.tell(&mapped(mapping.address as u64), Raw::NONE, None);
+    let ready = told.and_then(|()| match attachment.tracked {
+        true => session
+            .outcome(id, Patience::Endless)
+            .and_then(|_| mapping.protect(protection(flags))),
+        false => Ok(()),
+    });
+    if let Err(errno) = ready {
+        mapping.unmap();
+        return Err(errno);
+    }
+    ATTACHES.fetch_add(1, Ordering::Relaxed);
+    Ok(mapping.address as isize)
+}
+
+/// `shmdt(2)`.
+pub fn detach(address: usize) -> Result<isize, Errno> {
+    if !address.is_multiple_of(PAGE_SIZE) {
+        return Err(Errno::EINVAL);
+    }
+    let mut session = Session::begin()?;
+    let id = process::request_id();
+    session.request(
+        &ToNode::Detach {
+            id,
+            address: address as u64,
+        },
+        Raw::NONE,
+    )?;
+    match session.reply(id, Patience::Endless)?.message {
+        FromNode::Detaching { attach, length, .. } => {
+            Mapping {
+                address,
+                length: length as usize,
+            }
+            .unmap();
+            // The count only says whether a fork child has something to tell; it may not wrap
+            // where a raw clone's child detaches what it never counted.
+            let _ = ATTACHES.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+                count.checked_sub(1)
+            });
+            session.tell(&ToNode::Unmapped { attach }, Raw::NONE, None)?;
+            Ok(0)
+        }
+        FromNode::Answer {
+            outcome: Err(errno),
+            ..
+        } => Err(errno),
+        _ => Err(out_of_step()),
+    }
+}
+
+/// `shmctl(2)`.
+pub fn control(id: c_int, command: c_int, buffer: usize) -> Result<isize, Errno> {
+    if id < 0 {
+        return Err(Errno::EINVAL);
+    }
+    let command = match command {
+        libc::IPC_STAT => ShmCommand::Stat(StatBy::Id),
+        convert::SHM_STAT => ShmCommand::Stat(StatBy::Index),
+        convert::SHM_STAT_ANY => ShmCommand::Stat(StatBy::Any),
+        libc::IPC_SET => ShmCommand::Set(sys::copy_in::<ShmidDs>(buffer)?.perm.to_new()),
+        libc::IPC_RMID => ShmCommand::Remove,
+        libc::SHM_LOCK => ShmCommand::Lock(true),
+        libc::SHM_UNLOCK => ShmCommand::Lock(false),
+        libc::IPC_INFO => ShmCommand::Limits,
+        convert::SHM_INFO => ShmCommand::Usage,
+        _ => return Err(Errno::EINVAL),
+    };
+    convert::deliver(
+        client::call(Call::ShmCtl { id, command })?,
+        command == ShmCommand::Stat(StatBy::Id),
+        buffer,
+    )
+}
+
+/// Where a segment is to be mapped.
+#[derive(Clone, Copy)]
+enum Place {
+    /// Wherever the kernel likes.
+    Anywhere,
+    /// At this address, if nothing is there.
+    Free(usize),
+    /// At this address, whatever is there.
+    Replacing(usize),
+}
+
+impl Place {
+    /// Reads `shmat`'s address and flags with the rules of Linux's `do_shmat`.
+    fn parse(address: usize, flags: c_int) -> Result<Place, Errno> {
+        let (round, remap) = (flags & libc::SHM_RND != 0, flags & libc::SHM_REMAP != 0);
+        if address == 0 {
+            return if remap {
+                Err(Errno::EINVAL)
+            } else {
+                Ok(Place::Anywhere)
+            };
+        }
+        let offset = address % PAGE_SIZE;
+        if offset != 0 && (!round || (remap && address == offset)) {
+            return Err(Errno::EINVAL);
+        }
+        let address = address - offset;
+        Ok(if remap {
+            Place::Replacing(address)
+        } else {
+            Place::Free(address)
+        })
+    }
+}
+
+/// A segment in memory.
+struct Mapping {
+    address: usize,
+    length: usize,
+}
+
+impl Mapping {
+    fn make(
+        place: Place,
+        attachment: &Attachment,
+        memory: &OwnedFd,
+        flags: c_int,
+    ) -> Result<Mapping, Errno> {
+        let length = usize::try_from(attachment.size)
+            .ok()
+            .and_then(|size| size.checked_next_multiple_of(PAGE_SIZE))
+            .ok_or(Errno::ENOMEM)?;
+        let (wanted, how) = match place {
+            Place::Anywhere => (0, 0),
+            Place::Free(address) => (address, libc::MAP_FIXED_NOREPLACE),
+            Place::Replacing(address) => (address, libc::MAP_FIXED),
+        };
+        if wanted.checked_add(length).is_none() {
+            return Err(Errno::EINVAL);
+        }
+        let protection = if attachment.tracked {
+            libc::PROT_NONE
+        } else {
+            protection(flags)
+        };
+        // SAFETY: replaces a mapping only where the program asked for it by SHM_REMAP.
+        let address = unsafe {
+            libc::mmap(
+                wanted as *mut c_void,
+                length,
+                protection,
+                libc::MAP_SHARED | how,
+                memory.as_raw_fd(),
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            let errno = sys::errno();
+            return Err(if errno == Errno::EEXIST {
+                Errno::EINVAL
+            } else {
+                errno
+            });
+        }
+        // Coherence is by single pages. A kernel without huge pages refuses, and needs no telling.
+        // SAFETY: advice on the mapping just made.
+        unsafe { libc::madvise(address, length, libc::MADV_NOHUGEPAGE) };
+        Ok(Mapping {
+            address: address as usize,
+            length,
+        })
+    }
+
+    fn protect(&self, protection: c_int) -> Result<(), Errno> {
+        // SAFETY: the mapping is the segment's.
+        sys::check(unsafe { libc::mprotect(self.address as *mut c_void, self.length, protection) })
+            .map(drop)
+    }
+
+    fn unmap(&self) {
+        // SAFETY: the mapping is the segment's, which the program has asked to detach or has not
+        // been given yet.
+        unsafe { libc::munmap(self.address as *mut c_void, self.length) };
+    }
+}
+
+fn protection(flags: c_int) -> c_int {
+    let write = if flags & libc::SHM_RDONLY == 0 {
+        libc::PROT_WRITE
+    } else {
+        0
+    };
+    let execute = if flags & libc::SHM_EXEC == 0 {
+        0
+    } else {
+        libc::PROT_EXEC
+    };
+    libc::PROT_READ | write | execute
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_follow_the_rules_of_the_kernel() {
+        assert!(matches!(Place::parse(0, 0), Ok(Place::Anywhere)));
+        assert!(matches!(
+            Place::parse(0, libc::SHM_REMAP),
+            Err(Errno::EINVAL)
+        ));
+        assert!(matches!(Place::parse(0x5001, 0), Err(Errno::EINVAL)));
+        assert!(matches!(Place::parse(0x5000, 0), Ok(Place::Free(0x5000))));
+        assert!(matches!(
+            Place::parse(0x5fff, libc::SHM_RND),
+            Ok(Place::Free(0x5000))
+        ));
+        assert!(matches!(
+            Place::parse(0x5fff, libc::SHM_RND | libc::SHM_REMAP),
+            Ok(Place::Replacing(0x5000))
+        ));
+        assert!(matches!(
+            Place::parse(0xfff, libc::SHM_RND | libc::SHM_REMAP),
+            Err(Errno::EINVAL)
+        ));
+    }
+}

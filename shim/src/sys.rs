@@ -1,0 +1,238 @@
+//! System calls and libc functions that need more than a line to use.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use migshm_protocol::call::Errno;
+
+unsafe extern "C" {
+    fn secure_getenv(name: *const c_char) -> *const c_char;
+    fn pthread_setcancelstate(state: c_int, old: *mut c_int) -> c_int;
+}
+
+/// The calling thread's `errno`.
+pub fn errno() -> Errno {
+    // SAFETY: the location is the thread's own, always valid.
+    Errno(unsafe { *libc::__errno_location() })
+}
+
+/// Sets the calling thread's `errno`.
+pub fn set_errno(errno: Errno) {
+    // SAFETY: as in `errno`.
+    unsafe { *libc::__errno_location() = errno.0 }
+}
+
+/// Turns a result of -1 into `errno`.
+pub fn check<T: PartialEq + From<i8>>(result: T) -> Result<T, Errno> {
+    if result == T::from(-1) {
+        Err(errno())
+    } else {
+        Ok(result)
+    }
+}
+
+/// An environment variable that is set and not empty. libc's own lookup, since std's takes a lock;
+/// and nothing in a set-uid program, whose environment is not to be trusted.
+pub fn env(name: &CStr) -> Option<&'static CStr> {
+    // SAFETY: `name` is a C string. What is returned lives until the program changes its
+    // environment, which it may not do while another thread reads it (`environ(7)`).
+    let value = unsafe {
+        let value = secure_getenv(name.as_ptr());
+        if value.is_null() {
+            return None;
+        }
+        CStr::from_ptr(value)
+    };
+    (!value.is_empty()).then_some(value)
+}
+
+/// Takes ownership of a descriptor that a system call has just made.
+pub fn own(result: c_int) -> Result<OwnedFd, Errno> {
+    // SAFETY: the descriptor is new, so nobody else owns it.
+    check(result).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Moves a descriptor to where programs do not expect one: out of the low numbers that shells and
+/// daemons assign by hand, but below 1024.
+pub fn move_high(fd: OwnedFd) -> OwnedFd {
+    const TOP: u64 = 1024;
+    const RESERVED: u64 = 160;
+    let mut limit = libc::rlimit {
+        rlim_cur: TOP,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a valid out pointer; F_DUPFD_CLOEXEC takes plain numbers.
+    let high = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
+        let lowest = limit.rlim_cur.min(TOP).saturating_sub(RESERVED);
+        libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, lowest as c_int)
+    };
+    own(high).unwrap_or(fd)
+}
+
+/// A socket's identity: device and inode, which no other open socket has.
+pub fn identity(fd: RawFd) -> Option<(u64, u64)> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `stat` is a valid out pointer, and initialised if the call succeeds.
+    let stat = unsafe {
+        if libc::fstat(fd, stat.as_mut_ptr()) != 0 {
+            return None;
+        }
+        stat.assume_init()
+    };
+    Some((stat.st_dev, stat.st_ino))
+}
+
+/// Maps private zeroed memory that a fork child sees as zeros again (`MADV_WIPEONFORK`), and
+/// touches none of it.
+pub fn map_wiped(length: usize) -> Result<*mut c_void, Errno> {
+    let memory = map_private(length)?;
+    // SAFETY: the range was mapped just now.
+    if let Err(errno) = check(unsafe { libc::madvise(memory, length, libc::MADV_WIPEONFORK) }) {
+        unmap(memory, length);
+        return Err(errno);
+    }
+    Ok(memory)
+}
+
+/// Maps private zeroed memory.
+pub fn map_private(length: usize) -> Result<*mut c_void, Errno> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
+    let memory = unsafe { libc::mmap(ptr::null_mut(), length, protection, flags, -1, 0) };
+    if memory == libc::MAP_FAILED {
+        Err(errno())
+    } else {
+        Ok(memory)
+    }
+}
+
+/// Unmaps what one of the above mapped, when no reference into it is left.
+pub fn unmap(memory: *mut c_void, length: usize) {
+    // SAFETY: the callers pass mappings of their own that nothing refers to any more.
+    unsafe { libc::munmap(memory, length) };
+}
+
+/// Plain C data: any bytes are a value, and it has no padding that would leak memory.
+///
+/// # Safety
+/// That must be true of the type.
+pub unsafe trait Plain: Copy {}
+
+// SAFETY: two longs.
+unsafe impl Plain for libc::timespec {}
+
+/// Reads a value at an address that the program gave, which may be any number.
+///
+/// # Errors
+/// `EFAULT` if the address cannot be read.
+pub fn copy_in<T: Plain>(address: usize) -> Result<T, Errno> {
+    let mut value = MaybeUninit::<T>::uninit();
+    let local = libc::iovec {
+        iov_base: value.as_mut_ptr().cast(),
+        iov_len: size_of::<T>(),
+    };
+    let remote = libc::iovec {
+        iov_base: address as *mut c_void,
+        iov_len: size_of::<T>(),
+    };
+    // SAFETY: `local` is a valid buffer; the kernel checks `remote`.
+    let copied = unsafe { libc::process_vm_readv(libc::getpid(), &local, 1, &remote, 1, 0) };
+    if copied == size_of::<T>() as isize {
+        // SAFETY: all of its bytes were written, and any bytes are a `T`.
+        return Ok(unsafe { value.assume_init() });
+    }
+    if copy_refused(copied) && address != 0 {
+        // SAFETY: where the kernel cannot copy for us, a bad pointer crashes, as it may in C.
+        return Ok(unsafe { ptr::read_unaligned(address as *const T) });
+    }
+    Err(Errno::EFAULT)
+}
+
+/// Writes a value to an address that the program gave, which may be any number.
+///
+/// # Errors
+/// `EFAULT` if the address cannot be written.
+pub fn copy_out<T: Plain>(value: &T, address: usize) -> Result<(), Errno> {
+    let local = libc::iovec {
+        iov_base: ptr::from_ref(value).cast_mut().cast(),
+        iov_len: size_of::<T>(),
+    };
+    let remote = libc::iovec {
+        iov_base: address as *mut c_void,
+        iov_len: size_of::<T>(),
+    };
+    // SAFETY: `local` is only read; the kernel checks `remote`.
+    let copied = unsafe { libc::process_vm_writev(libc::getpid(), &local, 1, &remote, 1, 0) };
+    if copied == size_of::<T>() as isize {
+        return Ok(());
+    }
+    if copy_refused(copied) && address != 0 {
+        // SAFETY: as in `copy_in`; the program gave the address for this.
+        unsafe { ptr::write_unaligned(address as *mut T, *value) };
+        return Ok(());
+    }
+    Err(Errno::EFAULT)
+}
+
+/// Whether `process_vm_*` does not exist here, or a sandbox forbids it.
+fn copy_refused(copied: isize) -> bool {
+    copied < 0 && matches!(errno(), Errno::ENOSYS | Errno::EPERM)
+}
+
+/// All signals blocked in this thread until dropped.
+pub struct SignalsBlocked(libc::sigset_t);
+
+impl SignalsBlocked {
+    pub fn new() -> SignalsBlocked {
+        let mut all = MaybeUninit::uninit();
+        let mut before = MaybeUninit::uninit();
+        // SAFETY: both are valid out pointers, initialised by the calls, which cannot fail.
+        unsafe {
+            libc::sigfillset(all.as_mut_ptr());
+            libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), before.as_mut_ptr());
+            SignalsBlocked(before.assume_init())
+        }
+    }
+}
+
+impl Drop for SignalsBlocked {
+    fn drop(&mut self) {
+        // SAFETY: restores the mask that was saved.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, ptr::null_mut()) };
+    }
+}
+
+/// No cancellation of this thread until dropped: `pthread_cancel` would unwind through us.
+pub struct CancellationOff(c_int);
+
+impl CancellationOff {
+    pub fn new() -> CancellationOff {
+        const PTHREAD_CANCEL_DISABLE: c_int = 1;
+        let mut before = 0;
+        // SAFETY: `before` is a valid out pointer.
+        unsafe { pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &mut before) };
+        CancellationOff(before)
+    }
+}
+
+impl Drop for CancellationOff {
+    fn drop(&mut self) {
+        // SAFETY: restores the state that was saved.
+        unsafe { pthread_setcancelstate(self.0, ptr::null_mut()) };
+    }
+}
+
+/// Now, on the clock that timeouts are measured by.
+pub fn monotonic() -> libc::timespec {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `now` is a valid out pointer.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now
+}
