@@ -1,0 +1,404 @@
+//! The cluster's authority on System V objects: one namespace of segments and semaphore sets for
+//! all nodes, who the members are, and where the pages of each segment live.
+//!
+//! [`Core`] is a pure state machine. It gets the messages of the nodes and the time, and gives
+//! back the messages to send; it does no I/O and has no clock, and all of its state is plain data
+//! that serde can store. Calls behave as on Linux 6.x to the last errno: the tests run the same
+//! calls on the kernel and compare.
+//!
+//! ```text
+//!            ids, keys, limits   permissions
+//!                  [ids]           [perm]
+//!                     ╲             ╱
+//!   [sem] semget, semop, semctl   [shm] shmget, shmat, shmctl ── [placement] Solo, Shared, homes
+//!     │ set, queue, undo                │                             │
+//!     ╰──── [processes] blocked calls, undo of a process         [members] slots, epochs, memory
+//! ```
+//!
+//! # Trust
+//!
+//! A node speaks for itself and its own processes only: whatever names an object of another
+//! node, or an object that does not exist, or makes no sense, gets an errno or is ignored and
+//! counted ([`Core::protocol_errors`]). It is trusted in what it says about its processes (uid,
+//! pid, attaches), as the kernel told it.
+#![forbid(unsafe_code)]
+
+mod ids;
+mod members;
+mod perm;
+mod placement;
+mod processes;
+mod sem;
+mod shm;
+
+use migshm_protocol::NodeId;
+use migshm_protocol::call::{Answer, Attachment, Call, Caller, Outcome};
+use migshm_protocol::control::{FromCoordinator, Placement, ToCoordinator};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+
+pub use members::JoinError;
+
+use members::Members;
+use processes::{Awaited, CallKey, ProcessKey, Processes};
+use sem::{SemSets, Wake};
+use shm::Segments;
+
+/// A message to send to a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// The receiver, a member.
+    pub to: NodeId,
+    /// The message.
+    pub message: FromCoordinator,
+    /// What follows it: the values of `GETALL`, otherwise nothing.
+    pub raw: Vec<u8>,
+}
+
+/// The state of the coordinator.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Core {
+    members: Members,
+    processes: Processes,
+    segments: Segments,
+    sets: SemSets,
+    protocol_errors: u64,
+}
+
+/// Who makes a call.
+struct Request<'a> {
+    call: CallKey,
+    caller: &'a Caller,
+}
+
+/// What the calls on objects need besides their objects.
+struct Context<'a> {
+    now: i64,
+    members: &'a mut Members,
+    processes: &'a mut Processes,
+    out: &'a mut Vec<Output>,
+}
+
+impl Default for Core {
+    fn default() -> Core {
+        Core::new()
+    }
+}
+
+impl Core {
+    /// A cluster without members and objects.
+    #[must_use]
+    pub fn new() -> Core {
+        Core {
+            members: Members::default(),
+            processes: Processes::default(),
+            segments: Segments::new(),
+            sets: SemSets::new(),
+            protocol_errors: 0,
+        }
+    }
+
+    /// A node becomes a member: under a new name, or under that of one that has left. Returns its
+    /// slot and the epoch of its membership, for [`FromCoordinator::Welcome`], which has to reach
+    /// it before anything in `out`.
+    ///
+    /// `address` is where other nodes reach it, `memory` its budget in bytes.
+    ///
+    /// # Errors
+    /// [`JoinError`], for [`FromCoordinator::Refused`].
+    pub fn join(
+        &mut self,
+        name: String,
+        address: SocketAddr,
+        memory: u64,
+        out: &mut Vec<Output>,
+    ) -> Result<(NodeId, u64), JoinError> {
+        let joined = self.members.join(name, address, memory)?;
+        self.tell_members(out);
+        Ok(joined)
+    }
+
+    /// A node is gone, and all of its processes with it: their blocked calls are void, their undo
+    /// is applied, their attaches end. `now` is in seconds since the epoch.
+    pub fn leave(&mut self, now: i64, node: NodeId, out: &mut Vec<Output>) {
+        if !self.members.leave(node) {
+            return;
+        }
+        let processes = self.processes.of_node(node);
+        for &process in &processes {
+            self.void_calls(process);
+        }
+        for process in processes {
+            self.undo(now, process, None, out);
+        }
+        let (segments, _, mut cx) = self.split(now, out);
+        segments.lose(node, &mut cx);
+        self.tell_members(out);
+    }
+
+    /// A message from a node, with the raw bytes that follow it; `now` is in seconds since the
+    /// epoch. What has to be sent is appended to `out`, for each receiver in order.
+    pub fn handle(
+        &mut self,
+        now: i64,
+        from: NodeId,
+        message: ToCoordinator,
+        raw: &[u8],
+        out: &mut Vec<Output>,
+    ) {
+        let accepted = self.members.contains(from) && self.accept(now, from, message, raw, out);
+        self.protocol_errors += u64::from(!accepted);
+    }
+
+    /// Whether no object exists.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.segments.is_empty() && self.sets.is_empty()
+    }
+
+    /// How many messages made no sense and were ignored.
+    #[must_use]
+    pub fn protocol_errors(&self) -> u64 {
+        self.protocol_errors
+    }
+
+    /// False if the message makes no sense.
+    fn accept(
+        &mut self,
+        now: i64,
+        from: NodeId,
+        message: ToCoordinator,
+        raw: &[u8],
+        out: &mut Vec<Output>,
+    ) -> bool {
+        match message {
+            ToCoordinator::Join { .. } => false,
+            ToCoordinator::Call { id, caller, call } => {
+                let request = Request {
+                    call: CallKey { node: from, id },
+                    caller: &caller,
+                };
+                let fresh = !self.processes.is_blocked(request.call);
+                if fresh {
+                    self.call(now, &request, call, raw, out);
+                }
+                fresh
+            }
+            ToCoordinator::Cancel { id, errno } => {
+                let call = CallKey { node: from, id };
+                if self.void_call(call) {
+                    out.push(Output::answer(call, Err(errno)));
+                }
+                true
+            }
+            ToCoordinator::Exited { process, pid } => {
+                let process = ProcessKey {
+                    node: from,
+                    process,
+                };
+                self.void_calls(process);
+                self.undo(now, process, Some(pid), out);
+                true
+            }
+            ToCoordinator::Inherited {
+                segment,
+                count,
+                pid,
+            } => {
+                let (segments, _, cx) = self.split(now, out);
+                segments.inherit(from, segment, count, pid, &cx)
+            }
+            ToCoordinator::Detached {
+                id,
+                segment,
+                count,
+                pid,
+            } => {
+                let (segments, _, mut cx) = self.split(now, out);
+                let detached = segments.detach(from, segment, count, pid, &mut cx);
+                if id != 0 {
+                    let call = CallKey { node: from, id };
+                    out.push(Output::answer(call, detached.map(|()| Answer::Value(0))));
+                }
+                detached.is_ok()
+            }
+            ToCoordinator::Sharing { segment } => {
+                let (segments, _, mut cx) = self.split(now, out);
+                segments.sharing(from, segment, &mut cx)
+            }
+            ToCoordinator::FindHome { extent } => {
+                let (segments, _, mut cx) = self.split(now, out);
+                let home = segments.find_home(extent, from, &mut cx);
+                out.push(Output::new(from, FromCoordinator::HomeIs { extent, home }));
+                true
+            }
+            ToCoordinator::FindSegment { segment } => {
+                let (size, default_home) = self.segments.introduce(segment, from).unzip();
+                let default_home = default_home.flatten();
+                out.push(Output::new(
+                    from,
+                    FromCoordinator::SegmentIs {
+                        segment,
+                        size,
+                        default_home,
+                    },
+                ));
+                true
+            }
+            ToCoordinator::HomeMoved { extent } => {
+                let (segments, _, mut cx) = self.split(now, out);
+                segments.move_home(extent, from, &mut cx)
+            }
+        }
+    }
+
+    fn call(
+        &mut self,
+        now: i64,
+        request: &Request<'_>,
+        call: Call,
+        raw: &[u8],
+        out: &mut Vec<Output>,
+    ) {
+        let (segments, sets, mut cx) = self.split(now, out);
+        let mut values = Vec::new();
+        // `None`: the call is blocked, or answered already.
+        let outcome = match call {
+            Call::ShmGet { key, size, flags } => Some(
+                segments
+                    .get(request, key, size, flags, &cx)
+                    .map(Answer::Value),
+            ),
+            Call::ShmAttach { id, flags } => {
+                segments.attach(request, id, flags, &mut cx).err().map(Err)
+            }
+            Call::ShmCtl { id, command } => Some(segments.control(request, id, command, &mut cx)),
+            Call::SemGet { key, count, flags } => {
+                Some(sets.get(request, key, count, flags, now).map(Answer::Value))
+            }
+            Call::SemOp { id } => sets
+                .operate(request, id, raw, &mut cx)
+                .map(|done| done.map(|()| Answer::Value(0))),
+            Call::SemCtl { id, command } => Some(
+                sets.control(request, id, command, raw, &mut cx)
+                    .map(|(answer, raw)| {
+                        values = raw;
+                        answer
+                    }),
+            ),
+        };
+        if let Some(outcome) = outcome {
+            out.push(Output {
+                raw: values,
+                ..Output::answer(request.call, outcome)
+            });
+        }
+    }
+
+    /// Takes a blocked call back; false if it is not blocked.
+    fn void_call(&mut self, call: CallKey) -> bool {
+        match self.processes.unblock(call) {
+            Some(Awaited::Semaphores(id)) => self.sets.cancel(id, call),
+            Some(Awaited::Segment(segment)) => self.segments.cancel(segment, call),
+            None => return false,
+        }
+        true
+    }
+
+    fn void_calls(&mut self, process: ProcessKey) {
+        for call in self.processes.calls(process) {
+            self.void_call(call);
+        }
+    }
+
+    /// Applies the undo of a process that has ended; its pid is the one it was last known by if
+    /// it is not given.
+    fn undo(&mut self, now: i64, process: ProcessKey, pid: Option<i32>, out: &mut Vec<Output>) {
+        let Some((last_pid, ids)) = self.processes.remove(process) else {
+            return;
+        };
+        let (_, sets, mut cx) = self.split(now, out);
+        for id in ids {
+            sets.undo(process, pid.unwrap_or(last_pid), id, &mut cx);
+        }
+    }
+
+    fn split<'a>(
+        &'a mut self,
+        now: i64,
+        out: &'a mut Vec<Output>,
+    ) -> (&'a mut Segments, &'a mut SemSets, Context<'a>) {
+        let cx = Context {
+            now,
+            members: &mut self.members,
+            processes: &mut self.processes,
+            out,
+        };
+        (&mut self.segments, &mut self.sets, cx)
+    }
+
+    fn tell_members(&self, out: &mut Vec<Output>) {
+        let members = self.members.list();
+        for member in &members {
+            out.push(Output::new(
+                member.node,
+                FromCoordinator::Members {
+                    members: members.clone(),
+                },
+            ));
+        }
+    }
+}
+
+impl Output {
+    fn new(to: NodeId, message: FromCoordinator) -> Output {
+        Output {
+            to,
+            message,
+            raw: Vec::new(),
+        }
+    }
+
+    fn answer(call: CallKey, outcome: Outcome) -> Output {
+        Output::new(
+            call.node,
+            FromCoordinator::Answer {
+                id: call.id,
+                outcome,
+                placement: None,
+            },
+        )
+    }
+
+    fn attached(call: CallKey, attachment: Attachment, placement: Placement) -> Output {
+        let outcome = Ok(Answer::Attached(attachment));
+        Output::new(
+            call.node,
+            FromCoordinator::Answer {
+                id: call.id,
+                outcome,
+                placement: Some(placement),
+            },
+        )
+    }
+}
+
+impl Context<'_> {
+    /// Answers the calls that are blocked no longer.
+    fn wake(&mut self, wakes: Vec<Wake>) {
+        for Wake { call, result } in wakes {
+            self.processes.unblock(call);
+            self.out
+                .push(Output::answer(call, result.map(|()| Answer::Value(0))));
+        }
+    }
+}
+
+impl Request<'_> {
+    fn process(&self) -> ProcessKey {
+        ProcessKey {
+            node: self.call.node,
+            process: self.caller.process,
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Who belongs to the cluster, and what memory is promised on whom.
+//!
+//! A slot outlives the membership that used it, so that a daemon that comes back under its name
+//! gets its number back; a newcomer takes a slot that nobody has had for as long as there is one.
+//! The epoch, never the slot, tells one membership from another.
+
+use migshm_protocol::NodeId;
+use migshm_protocol::control::Member;
+use migshm_protocol::ids::MAX_NODES;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+
+/// Longest name of a node, in bytes: a list of [`MAX_NODES`] members must fit a message.
+const MAX_NAME: usize = 255;
+
+/// Why a node cannot be a member.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum JoinError {
+    /// A member has this name already.
+    #[error("a node named {0:?} is a member already")]
+    NameTaken(String),
+    /// The name is empty, or too long.
+    #[error("a node's name has 1 to {MAX_NAME} bytes")]
+    BadName,
+    /// All [`MAX_NODES`] slots are in use.
+    #[error("the cluster is full: it has {MAX_NODES} nodes")]
+    Full,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Members {
+    slots: Vec<Slot>,
+    epoch: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Slot {
+    name: String,
+    membership: Option<Membership>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Membership {
+    address: SocketAddr,
+    epoch: u64,
+    memory: u64,
+    /// Bytes of `memory` that are promised to segments.
+    reserved: u64,
+}
+
+impl Members {
+    pub(crate) fn join(
+        &mut self,
+        name: String,
+        address: SocketAddr,
+        memory: u64,
+    ) -> Result<(NodeId, u64), JoinError> {
+        if name.is_empty() || name.len() > MAX_NAME {
+            return Err(JoinError::BadName);
+        }
+        let slot = match self.slots.iter().position(|slot| slot.name == name) {
+            Some(slot) if self.slots[slot].membership.is_some() => {
+                return Err(JoinError::NameTaken(name));
+            }
+            Some(slot) => slot,
+            None if self.slots.len() < MAX_NODES => self.slots.len(),
+            None => self
+                .slots
+                .iter()
+                .position(|slot| slot.membership.is_none())
+                .ok_or(JoinError::Full)?,
+        };
+        self.epoch += 1;
+        let membership = Some(Membership {
+            address,
+            epoch: self.epoch,
+            memory,
+            reserved: 0,
+        });
+        let joined = Slot { name, membership };
+        if slot == self.slots.len() {
+            self.slots.push(joined);
+        } else {
+            self.slots[slot] = joined;
+        }
+        Ok((node_id(slot), self.epoch))
+    }
+
+    /// False if the node is no member.
+    pub(crate) fn leave(&mut self, node: NodeId) -> bool {
+        self.slots
+            .get_mut(usize::from(node.0))
+            .is_some_and(|slot| slot.membership.take().is_some())
+    }
+
+    pub(crate) fn contains(&self, node: NodeId) -> bool {
+        self.membership(node).is_some()
+    }
+
+    pub(crate) fn list(&self) -> Vec<Member> {
+        let member = |(slot, Slot { name, membership }): (usize, &Slot)| {
+            let &Membership {
+                address,
+                epoch,
+                memory,
+                ..
+            } = membership.as_ref()?;
+            Some(Member {
+                node: node_id(slot),
+                name: name.clone(),
+                address,
+                epoch,
+                memory,
+            })
+        };
+        self.slots.iter().enumerate().filter_map(member).collect()
+    }
+
+    /// Bytes that all members together give.
+    pub(crate) fn total_memory(&self) -> u64 {
+        self.slots
+            .iter()
+            .filter_map(|slot| slot.membership.as_ref())
+            .fold(0, |sum, m| sum.saturating_add(m.memory))
+    }
+
+    /// Whether the node can be promised `bytes` more: a quarter of its budget is kept free for
+    /// copies of other nodes' pages.
+    pub(crate) fn has_room(&self, node: NodeId, bytes: u64) -> bool {
+        self.membership(node).is_some_and(|m| bytes <= m.room())
+    }
+
+    /// The member that has the most room, if that is enough for `bytes`.
+    pub(crate) fn roomiest(&self, bytes: u64) -> Option<NodeId> {
+        let room = |slot: usize| self.slots[slot].membership.as_ref().map(Membership::room);
+        let slot = (0..self.slots.len()).rev().max_by_key(|&slot| room(slot))?;
+        (room(slot)? >= bytes).then(|| node_id(slot))
+    }
+
+    pub(crate) fn reserve(&mut self, node: NodeId, bytes: u64) {
+        if let Some(m) = self.membership_mut(node) {
+            m.reserved = m.reserved.saturating_add(bytes);
+        }
+    }
+
+    pub(crate) fn release(&mut self, node: NodeId, bytes: u64) {
+        if let Some(m) = self.membership_mut(node) {
+            m.reserved = m.reserved.saturating_sub(bytes);
+        }
+    }
+
+    fn membership(&self, node: NodeId) -> Option<&Membership> {
+        self.slots.get(usize::from(node.0))?.membership.as_ref()
+    }
+
+    fn membership_mut(&mut self, node: NodeId) -> Option<&mut Membership> {
+        self.slots.get_mut(usize::from(node.0))?.membership.as_mut()
+    }
+}
+
+impl Membership {
+    fn room(&self) -> u64 {
+        (self.memory - self.memory / 4).saturating_sub(self.reserved)
+    }
+}
+
+fn node_id(slot: usize) -> NodeId {
+    NodeId(u16::try_from(slot).expect("below MAX_NODES"))
+}

@@ -1,0 +1,266 @@
+//! Where the pages of a segment are: with the one node that uses it, or spread over homes.
+//!
+//! ```text
+//! Unused ── first attach, fits the node ───▶ Solo(A) ── attach from B, A is asked ──▶ Arming(A)
+//!    │                                          │                                        │
+//!    └── does not fit ──▶ Shared(no default) ◀──┴─ A leaves (contents are lost) ─────────┤
+//!                                                                                        │
+//!                         Shared(default A) ◀──────────────────────── A says it shares ──┘
+//! ```
+//!
+//! A segment that one node uses runs untracked, at native speed, and stays with that node even
+//! when it has detached: the data is there. Before another node may attach, the user is asked to
+//! track its accesses; foreign attaches wait for its word. From then on the former user is the
+//! home of every extent that has no other.
+//!
+//! Memory is promised, not measured: a Solo segment reserves its size on its node, an extent
+//! with a home of its own reserves its bytes there, and a home that moves takes its reservation
+//! along. `reserved` says what to give back when the segment goes.
+
+use migshm_protocol::NodeId;
+use migshm_protocol::control::Placement;
+use migshm_protocol::ids::{EXTENT_PAGES, MAX_NODES, PAGE_SIZE};
+use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+use crate::members::Members;
+use crate::processes::CallKey;
+
+const EXTENT_SIZE: u64 = EXTENT_PAGES as u64 * PAGE_SIZE as u64;
+
+/// An attach that has to wait for [`Pages::shared_by`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct WaitingAttach {
+    pub(crate) call: CallKey,
+    pub(crate) pid: i32,
+    pub(crate) may_write: bool,
+}
+
+/// When an attach may be answered.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    Now(Placement),
+    /// When the sole user shares; `ask` it if it has not been asked before.
+    Later {
+        ask: Option<NodeId>,
+    },
+}
+
+/// The placement of one segment's pages.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Pages {
+    /// In whole pages.
+    bytes: u64,
+    usage: Usage,
+    homes: FxHashMap<u32, NodeId>,
+    reserved: BTreeMap<NodeId, u64>,
+    /// One bit for each node that may keep something of the segment.
+    known_to: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Usage {
+    Unused,
+    Solo(NodeId),
+    Arming {
+        user: NodeId,
+        waiting: Vec<WaitingAttach>,
+    },
+    Shared {
+        default_home: Option<NodeId>,
+    },
+}
+
+impl Pages {
+    /// `size` in bytes, at most 2^63.
+    pub(crate) fn new(size: u64) -> Pages {
+        Pages {
+            bytes: size.next_multiple_of(PAGE_SIZE as u64),
+            usage: Usage::Unused,
+            homes: FxHashMap::default(),
+            reserved: BTreeMap::new(),
+            known_to: 0,
+        }
+    }
+
+    /// A node wants to attach.
+    pub(crate) fn admit(&mut self, node: NodeId, members: &mut Members) -> Admission {
+        let placement = match self.usage {
+            Usage::Unused if members.has_room(node, self.bytes) => {
+                self.reserve(node, self.bytes, members);
+                self.usage = Usage::Solo(node);
+                Placement::Solo
+            }
+            Usage::Unused => {
+                self.usage = Usage::Shared { default_home: None };
+                Placement::Shared { default_home: None }
+            }
+            Usage::Solo(user) if user == node => Placement::Solo,
+            Usage::Solo(user) => {
+                self.usage = Usage::Arming {
+                    user,
+                    waiting: Vec::new(),
+                };
+                return Admission::Later { ask: Some(user) };
+            }
+            // It knows already that it has to share: the question travels ahead of this answer.
+            Usage::Arming { user, .. } if user == node => Placement::Shared {
+                default_home: Some(user),
+            },
+            Usage::Arming { .. } => return Admission::Later { ask: None },
+            Usage::Shared { default_home } => Placement::Shared { default_home },
+        };
+        self.known_to |= bit(node);
+        Admission::Now(placement)
+    }
+
+    /// Queues an attach that [`Pages::admit`] answered with `Later`.
+    pub(crate) fn wait(&mut self, attach: WaitingAttach) {
+        if let Usage::Arming { waiting, .. } = &mut self.usage {
+            waiting.push(attach);
+        }
+    }
+
+    /// Forgets a waiting attach.
+    pub(crate) fn cancel(&mut self, call: CallKey) {
+        if let Usage::Arming { waiting, .. } = &mut self.usage {
+            waiting.retain(|w| w.call != call);
+        }
+    }
+
+    /// The sole user tracks the segment now; `None` if it was not asked to. Otherwise the attaches
+    /// that waited for it, which [`Pages::admit`] now lets in.
+    pub(crate) fn shared_by(&mut self, node: NodeId) -> Option<Vec<WaitingAttach>> {
+        match &mut self.usage {
+            Usage::Arming { user, waiting } if *user == node => {
+                let waiting = std::mem::take(waiting);
+                self.usage = Usage::Shared {
+                    default_home: Some(node),
+                };
+                Some(waiting)
+            }
+            _ => None,
+        }
+    }
+
+    /// A node is gone, with what it held; returns the attaches that waited for it.
+    pub(crate) fn lose(&mut self, node: NodeId) -> Vec<WaitingAttach> {
+        self.homes.retain(|_, home| *home != node);
+        self.reserved.remove(&node);
+        self.known_to &= !bit(node);
+        if self.default_home() != Some(node) {
+            return Vec::new();
+        }
+        match std::mem::replace(&mut self.usage, Usage::Shared { default_home: None }) {
+            Usage::Arming { waiting, .. } => waiting,
+            _ => Vec::new(),
+        }
+    }
+
+    /// A node is to be told of the segment's end; returns the home of extents without one.
+    pub(crate) fn introduce(&mut self, node: NodeId) -> Option<NodeId> {
+        self.known_to |= bit(node);
+        self.default_home()
+    }
+
+    /// The home of an extent; assigns one if need be. `None` if nobody has room for it, or if
+    /// `asker` has nothing to do with the segment, or if there is no such extent.
+    pub(crate) fn find_home(
+        &mut self,
+        extent: u32,
+        asker: NodeId,
+        members: &mut Members,
+    ) -> Option<NodeId> {
+        let bytes = self.extent_bytes(extent)?;
+        if !self.is_known_to(asker) {
+            return None;
+        }
+        if let Some(home) = self.home(extent) {
+            return Some(home);
+        }
+        let home = if members.has_room(asker, bytes) {
+            asker
+        } else {
+            members.roomiest(bytes)?
+        };
+        self.settle(extent, home, bytes, members);
+        Some(home)
+    }
+
+    /// An extent's home is where it says to be; false if it cannot be.
+    pub(crate) fn move_home(&mut self, extent: u32, to: NodeId, members: &mut Members) -> bool {
+        let Some(bytes) = self.extent_bytes(extent) else {
+            return false;
+        };
+        if !self.is_known_to(to) {
+            return false;
+        }
+        if let Some(from) = self.home(extent) {
+            self.release(from, bytes, members);
+        }
+        self.settle(extent, to, bytes, members);
+        true
+    }
+
+    /// Gives all reservations back, as the segment goes; returns the nodes to tell and the
+    /// attaches that came too late.
+    pub(crate) fn dissolve(mut self, members: &mut Members) -> (Vec<NodeId>, Vec<WaitingAttach>) {
+        for (node, bytes) in std::mem::take(&mut self.reserved) {
+            members.release(node, bytes);
+        }
+        let known = (0..MAX_NODES as u16)
+            .map(NodeId)
+            .filter(|&node| self.is_known_to(node))
+            .collect();
+        let waiting = match self.usage {
+            Usage::Arming { waiting, .. } => waiting,
+            _ => Vec::new(),
+        };
+        (known, waiting)
+    }
+
+    fn home(&self, extent: u32) -> Option<NodeId> {
+        self.homes.get(&extent).copied().or(self.default_home())
+    }
+
+    fn default_home(&self) -> Option<NodeId> {
+        match self.usage {
+            Usage::Unused => None,
+            Usage::Solo(node) | Usage::Arming { user: node, .. } => Some(node),
+            Usage::Shared { default_home } => default_home,
+        }
+    }
+
+    fn settle(&mut self, extent: u32, home: NodeId, bytes: u64, members: &mut Members) {
+        self.homes.insert(extent, home);
+        self.known_to |= bit(home);
+        self.reserve(home, bytes, members);
+    }
+
+    fn reserve(&mut self, node: NodeId, bytes: u64, members: &mut Members) {
+        *self.reserved.entry(node).or_default() += bytes;
+        members.reserve(node, bytes);
+    }
+
+    fn release(&mut self, node: NodeId, bytes: u64, members: &mut Members) {
+        let reserved = self.reserved.entry(node).or_default();
+        let bytes = bytes.min(*reserved);
+        *reserved -= bytes;
+        members.release(node, bytes);
+    }
+
+    /// Bytes of an extent: the last one may be shorter. `None` past the end.
+    fn extent_bytes(&self, extent: u32) -> Option<u64> {
+        let start = u64::from(extent) * EXTENT_SIZE;
+        (start < self.bytes).then(|| EXTENT_SIZE.min(self.bytes - start))
+    }
+
+    fn is_known_to(&self, node: NodeId) -> bool {
+        self.known_to & bit(node) != 0
+    }
+}
+
+fn bit(node: NodeId) -> u64 {
+    1 << node.0
+}

@@ -1,0 +1,476 @@
+//! The calls on segments: `shmget`, `shmat`, `shmctl`, and the ends of attaches.
+//!
+//! Attaches are counted for each node, as a node that leaves takes its own with it. A removed
+//! segment lives until its last attach has ended: without its key, but open to attaches by id.
+//! Where its pages are is the business of [`crate::placement`].
+
+use migshm_protocol::call::{
+    Answer, Attachment, Errno, Outcome, ShmCommand, ShmLimits, ShmStatus, ShmUsage, StatBy,
+};
+use migshm_protocol::control::FromCoordinator;
+use migshm_protocol::ids::PAGE_SIZE;
+use migshm_protocol::limits::{SHMALL, SHMMAX, SHMMNI};
+use migshm_protocol::{Extent, NodeId, SegmentId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+use crate::ids::{Entry, Table};
+use crate::placement::{Admission, Pages, WaitingAttach};
+use crate::processes::{Awaited, CallKey};
+use crate::{Context, Output, Request, perm};
+
+/// Flag of `shmget`: do not count the size against memory.
+const SHM_NORESERVE: i32 = 0o10000;
+/// Flag of `shmat`: attach for reading only.
+const SHM_RDONLY: i32 = 0o10000;
+/// Flag of `shmat`: attach for execution too.
+const SHM_EXEC: i32 = 0o100_000;
+/// In a mode: the segment goes with its last attach.
+const SHM_DEST: u32 = 0o1000;
+/// In a mode: the segment is locked into memory.
+const SHM_LOCKED: u32 = 0o2000;
+
+/// Smallest segment in bytes (`SHMMIN`).
+const SHMMIN: u64 = 1;
+/// Largest size that Linux accepts in practice: a segment is a file.
+const MAX_FILE: u64 = i64::MAX as u64;
+/// Largest segment that there are page numbers for: 16 TiB.
+const MAX_SIZE: u64 = (1 << 32) * PAGE_SIZE as u64;
+
+/// Bits of a [`SegmentId`] that hold the segment's id; those above count the segments created.
+const ID_BITS: u32 = 31;
+
+/// All segments.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Segments {
+    table: Table<Segment>,
+    /// Pages of all segments together; SHMMNI segments of the largest size are below SHMALL.
+    pages: u64,
+    created: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Segment {
+    segment: SegmentId,
+    size: u64,
+    atime: i64,
+    dtime: i64,
+    ctime: i64,
+    cpid: i32,
+    lpid: i32,
+    /// Of each node that has any.
+    attaches: BTreeMap<NodeId, u64>,
+    pages: Pages,
+}
+
+impl Segments {
+    pub(crate) fn new() -> Segments {
+        Segments {
+            table: Table::new(SHMMNI as usize),
+            pages: 0,
+            created: 0,
+        }
+    }
+
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.table.in_use() == 0
+    }
+
+    /// `shmget`.
+    pub(crate) fn get(
+        &mut self,
+        request: &Request<'_>,
+        key: i32,
+        size: u64,
+        flags: i32,
+        cx: &Context<'_>,
+    ) -> Result<i32, Errno> {
+        if let Some(id) = self
+            .table
+            .find(key, flags, request.caller, |segment| size <= segment.size)?
+        {
+            return Ok(id);
+        }
+        if size < SHMMIN || size > SHMMAX.min(MAX_FILE) {
+            return Err(Errno::EINVAL);
+        }
+        if size > MAX_SIZE || (flags & SHM_NORESERVE == 0 && size > cx.members.total_memory()) {
+            return Err(Errno::ENOMEM);
+        }
+        let created = self.created;
+        let id = self
+            .table
+            .insert(key, flags, request.caller, |id| Segment {
+                segment: SegmentId(created << ID_BITS | u64::from(id.cast_unsigned())),
+                size,
+                atime: 0,
+                dtime: 0,
+                ctime: cx.now,
+                cpid: request.caller.pid,
+                lpid: 0,
+                attaches: BTreeMap::new(),
+                pages: Pages::new(size),
+            })?;
+        self.created += 1;
+        self.pages += pages(size);
+        Ok(id)
+    }
+
+    /// `shmat`; it is answered from here, now or later, unless it fails.
+    pub(crate) fn attach(
+        &mut self,
+        request: &Request<'_>,
+        id: i32,
+        flags: i32,
+        cx: &mut Context<'_>,
+    ) -> Result<(), Errno> {
+        let Entry {
+            perm,
+            object: segment,
+        } = self.table.get_mut(id)?;
+        let mut wanted = perm::READ;
+        if flags & SHM_RDONLY == 0 {
+            wanted |= perm::WRITE;
+        }
+        if flags & SHM_EXEC != 0 {
+            wanted |= perm::EXECUTE;
+        }
+        perm::check(perm, request.caller, wanted)?;
+        let may_write = perm::check(perm, request.caller, perm::WRITE).is_ok();
+
+        let pid = request.caller.pid;
+        match segment.pages.admit(request.call.node, cx.members) {
+            Admission::Now(placement) => {
+                segment.attached(request.call.node, 1, pid, cx.now);
+                cx.out.push(Output::attached(
+                    request.call,
+                    segment.attachment(may_write),
+                    placement,
+                ));
+            }
+            Admission::Later { ask } => {
+                cx.processes.block(
+                    request.call,
+                    request.process(),
+                    pid,
+                    Awaited::Segment(segment.segment),
+                );
+                segment.pages.wait(WaitingAttach {
+                    call: request.call,
+                    pid,
+                    may_write,
+                });
+                let message = FromCoordinator::Share {
+                    segment: segment.segment,
+                };
+                cx.out.extend(ask.map(|to| Output::new(to, message)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets an attach that is blocked.
+    pub(crate) fn cancel(&mut self, segment: SegmentId, call: CallKey) {
+        if let Some((_, segment)) = self.find(segment) {
+            segment.pages.cancel(call);
+        }
+    }
+
+    /// The node tracks the segment now; false if it was not asked to. The attaches that waited
+    /// for it are answered.
+    pub(crate) fn sharing(
+        &mut self,
+        node: NodeId,
+        segment: SegmentId,
+        cx: &mut Context<'_>,
+    ) -> bool {
+        let Some((_, segment)) = self.find(segment) else {
+            return false;
+        };
+        let Some(waiting) = segment.pages.shared_by(node) else {
+            return false;
+        };
+        segment.admit_all(waiting, cx);
+        true
+    }
+
+    /// A fork has copied `count` attaches; false if there is none to copy.
+    pub(crate) fn inherit(
+        &mut self,
+        node: NodeId,
+        segment: SegmentId,
+        count: u32,
+        pid: i32,
+        cx: &Context<'_>,
+    ) -> bool {
+        let Some((_, segment)) = self.find(segment) else {
+            return false;
+        };
+        if count == 0 || !segment.attaches.contains_key(&node) {
+            return false;
+        }
+        segment.attached(node, u64::from(count), pid, cx.now);
+        true
+    }
+
+    /// `count` attaches have ended; EINVAL if the node has not that many.
+    pub(crate) fn detach(
+        &mut self,
+        node: NodeId,
+        segment: SegmentId,
+        count: u32,
+        pid: i32,
+        cx: &mut Context<'_>,
+    ) -> Result<(), Errno> {
+        let (id, segment) = self.find(segment).ok_or(Errno::EINVAL)?;
+        let attaches = segment.attaches.get_mut(&node).ok_or(Errno::EINVAL)?;
+        let left = attaches
+            .checked_sub(u64::from(count))
+            .filter(|_| count > 0)
+            .ok_or(Errno::EINVAL)?;
+        if left == 0 {
+            segment.attaches.remove(&node);
+        } else {
+            *attaches = left;
+        }
+        segment.lpid = pid;
+        segment.dtime = cx.now;
+        self.destroy_if_due(id, cx);
+        Ok(())
+    }
+
+    /// A node has left, with its attaches and its pages; it is no member any longer, and none of
+    /// its calls is blocked.
+    pub(crate) fn lose(&mut self, node: NodeId, cx: &mut Context<'_>) {
+        for id in self.table.ids() {
+            let Ok(Entry {
+                object: segment, ..
+            }) = self.table.get_mut(id)
+            else {
+                continue;
+            };
+            let waiting = segment.pages.lose(node);
+            segment.admit_all(waiting, cx);
+            if segment.attaches.remove(&node).is_some() {
+                segment.dtime = cx.now;
+                self.destroy_if_due(id, cx);
+            }
+        }
+    }
+
+    /// Tells a node a segment's size and default home; from now on it hears of its end.
+    pub(crate) fn introduce(
+        &mut self,
+        segment: SegmentId,
+        to: NodeId,
+    ) -> Option<(u64, Option<NodeId>)> {
+        let (_, segment) = self.find(segment)?;
+        Some((segment.size, segment.pages.introduce(to)))
+    }
+
+    /// See [`Pages::find_home`].
+    pub(crate) fn find_home(
+        &mut self,
+        extent: Extent,
+        asker: NodeId,
+        cx: &mut Context<'_>,
+    ) -> Option<NodeId> {
+        let (_, segment) = self.find(extent.segment)?;
+        segment.pages.find_home(extent.index, asker, cx.members)
+    }
+
+    /// See [`Pages::move_home`].
+    pub(crate) fn move_home(&mut self, extent: Extent, to: NodeId, cx: &mut Context<'_>) -> bool {
+        self.find(extent.segment)
+            .is_some_and(|(_, segment)| segment.pages.move_home(extent.index, to, cx.members))
+    }
+
+    /// `shmctl`.
+    pub(crate) fn control(
+        &mut self,
+        request: &Request<'_>,
+        id: i32,
+        command: ShmCommand,
+        cx: &mut Context<'_>,
+    ) -> Outcome {
+        if id < 0 {
+            return Err(Errno::EINVAL);
+        }
+        match command {
+            ShmCommand::Stat(by) => return self.stat(request, id, by).map(Answer::Segment),
+            ShmCommand::Limits => return Ok(Answer::ShmLimits(self.limits())),
+            ShmCommand::Usage => return Ok(Answer::ShmUsage(self.usage())),
+            ShmCommand::Remove => {
+                let Entry { perm, .. } = self.table.get_mut(id)?;
+                perm::check_control(perm, request.caller)?;
+                perm.mode |= SHM_DEST;
+                self.table.forget_key(id);
+                self.destroy_if_due(id, cx);
+            }
+            ShmCommand::Set(new) => {
+                let Entry {
+                    perm,
+                    object: segment,
+                } = self.table.get_mut(id)?;
+                perm::check_control(perm, request.caller)?;
+                perm::update(perm, new)?;
+                segment.ctime = cx.now;
+            }
+            ShmCommand::Lock(lock) => {
+                let Entry { perm, .. } = self.table.get_mut(id)?;
+                perm::check_lock(perm, request.caller)?;
+                perm.mode = if lock {
+                    perm.mode | SHM_LOCKED
+                } else {
+                    perm.mode & !SHM_LOCKED
+                };
+            }
+        }
+        Ok(Answer::Value(0))
+    }
+
+    fn stat(&self, request: &Request<'_>, id: i32, by: StatBy) -> Result<ShmStatus, Errno> {
+        let (
+            id,
+            Entry {
+                perm,
+                object: segment,
+            },
+        ) = match by {
+            StatBy::Id => (id, self.table.get(id)?),
+            StatBy::Index | StatBy::Any => self.table.at(id)?,
+        };
+        if by != StatBy::Any {
+            perm::check(perm, request.caller, perm::READ)?;
+        }
+        let &Segment {
+            size,
+            atime,
+            dtime,
+            ctime,
+            cpid,
+            lpid,
+            ..
+        } = segment;
+        let nattch = segment.attaches.values().sum();
+        Ok(ShmStatus {
+            id,
+            perm: *perm,
+            size,
+            atime,
+            dtime,
+            ctime,
+            cpid,
+            lpid,
+            nattch,
+        })
+    }
+
+    fn limits(&self) -> ShmLimits {
+        ShmLimits {
+            shmmax: SHMMAX,
+            shmmin: SHMMIN,
+            shmmni: SHMMNI,
+            shmseg: SHMMNI,
+            shmall: SHMALL,
+            highest: self.table.highest(),
+        }
+    }
+
+    /// Residence and swap are the nodes' affair: they are 0 here.
+    fn usage(&self) -> ShmUsage {
+        ShmUsage {
+            used_ids: self.table.in_use(),
+            shm_tot: self.pages,
+            shm_rss: 0,
+            shm_swp: 0,
+            swap_attempts: 0,
+            swap_successes: 0,
+            highest: self.table.highest(),
+        }
+    }
+
+    fn find(&mut self, segment: SegmentId) -> Option<(i32, &mut Segment)> {
+        let id = i32::try_from(segment.0 & ((1 << ID_BITS) - 1)).ok()?;
+        let found = &mut self.table.get_mut(id).ok()?.object;
+        (found.segment == segment).then_some((id, found))
+    }
+
+    /// Destroys the segment if it is removed and has no attach.
+    fn destroy_if_due(&mut self, id: i32, cx: &mut Context<'_>) {
+        let due = |entry: &Entry<Segment>| {
+            entry.perm.mode & SHM_DEST != 0 && entry.object.attaches.is_empty()
+        };
+        if !self.table.get(id).is_ok_and(due) {
+            return;
+        }
+        let Some(Entry {
+            object:
+                Segment {
+                    segment,
+                    size,
+                    pages: placed,
+                    ..
+                },
+            ..
+        }) = self.table.remove(id)
+        else {
+            return;
+        };
+        self.pages -= pages(size);
+        let (known, waiting) = placed.dissolve(cx.members);
+        for WaitingAttach { call, .. } in waiting {
+            cx.processes.unblock(call);
+            cx.out.push(Output::answer(call, Err(Errno::EIDRM)));
+        }
+        cx.out.extend(
+            known
+                .into_iter()
+                .map(|to| Output::new(to, FromCoordinator::Destroyed { segment })),
+        );
+    }
+}
+
+impl Segment {
+    fn attached(&mut self, node: NodeId, count: u64, pid: i32, now: i64) {
+        *self.attaches.entry(node).or_default() += count;
+        self.lpid = pid;
+        self.atime = now;
+    }
+
+    fn attachment(&self, may_write: bool) -> Attachment {
+        Attachment {
+            segment: self.segment,
+            size: self.size,
+            may_write,
+            attach: 0,
+            tracked: false,
+        }
+    }
+
+    /// Answers attaches that had to wait.
+    fn admit_all(&mut self, waiting: Vec<WaitingAttach>, cx: &mut Context<'_>) {
+        for WaitingAttach {
+            call,
+            pid,
+            may_write,
+        } in waiting
+        {
+            // It waits no longer: the segment is shared.
+            if let Admission::Now(placement) = self.pages.admit(call.node, cx.members) {
+                cx.processes.unblock(call);
+                self.attached(call.node, 1, pid, cx.now);
+                cx.out.push(Output::attached(
+                    call,
+                    self.attachment(may_write),
+                    placement,
+                ));
+            }
+        }
+    }
+}
+
+fn pages(bytes: u64) -> u64 {
+    bytes.div_ceil(PAGE_SIZE as u64)
+}
