@@ -1,0 +1,547 @@
+//! The engine's surface, its tables, and where each input goes.
+//!
+//! [`cache`] is what a node does as a holder of pages, [`home`] what it does for the extents it
+//! is the home of, [`hold`] for how long a page stays before it is given away. The three share
+//! the tables of this module. Messages of a node to itself are plain calls between `cache` and
+//! `home`, made depth first: that is the FIFO channel of a node to itself.
+
+mod cache;
+mod hold;
+mod home;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use migshm_protocol::ids::{EXTENT_PAGES, MAX_NODES};
+use migshm_protocol::page::{Access, Contents, PageMessage};
+use migshm_protocol::{Extent, NodeId, Page, SegmentId};
+use rustc_hash::FxHashMap;
+
+use crate::sets::{NodeSet, PageSet};
+use cache::{Line, Pending, Take};
+use home::{Directory, Move, Transaction};
+
+/// Nanoseconds on a monotonic clock.
+pub type Time = u64;
+
+/// What can be tuned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Nanoseconds for which a granted page stays at least, before it is given to another node.
+    pub hold_min: Time,
+    /// Nanoseconds to which contention may raise that.
+    pub hold_max: Time,
+}
+
+impl Default for Config {
+    /// 50 us, about one remote fault, up to 1.6 ms.
+    fn default() -> Self {
+        Self {
+            hold_min: 50_000,
+            hold_max: 1_600_000,
+        }
+    }
+}
+
+/// The node's page memory, as far as the engine asks about it.
+pub trait Memory {
+    /// Pages of an extent that have data here, by their index in the extent.
+    ///
+    /// Asked when this node first acts as the extent's home: what it wrote while it used the
+    /// segment alone is then its own, exclusively.
+    fn present(&self, extent: Extent) -> PageSet;
+}
+
+/// What happened. `D` is the contents of a page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input<D> {
+    /// A local process needs more than [`Engine::access`] gives it; it sleeps until the page is
+    /// installed or fails. Repeating it for other processes does no harm.
+    Fault {
+        /// The page.
+        page: Page,
+        /// What is needed.
+        access: Access,
+    },
+    /// A message of another node.
+    Message {
+        /// The sender.
+        from: NodeId,
+        /// The message.
+        message: PageMessage,
+        /// The page's contents, if they follow it.
+        data: Option<D>,
+    },
+    /// The answer to [`Action::FindHome`].
+    HomeIs {
+        /// The extent.
+        extent: Extent,
+        /// Its home; `None` if no node has memory for it.
+        home: Option<NodeId>,
+    },
+    /// The page's memory is needed. Refused, with no action, where the page is in use by the
+    /// protocol or this node is the one that must keep it.
+    Evict {
+        /// The page.
+        page: Page,
+    },
+    /// Another node shall be the extent's home. Refused, with no action, where this node is not
+    /// its home or it is moving already.
+    MoveHome {
+        /// The extent.
+        extent: Extent,
+        /// The new home.
+        to: NodeId,
+    },
+    /// [`Engine::next_timeout`] has come.
+    Timeout,
+}
+
+/// What is to be done, in the order of the list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action<D> {
+    /// Send a message to another node.
+    Send {
+        /// The receiver, never this node.
+        to: NodeId,
+        /// The message.
+        message: PageMessage,
+        /// What follows it.
+        body: Body<D>,
+    },
+    /// Make a page accessible, then wake all processes that wait for it.
+    Install {
+        /// The page.
+        page: Page,
+        /// What every local process may do with it.
+        access: Access,
+        /// What it contains.
+        contents: Fill<D>,
+    },
+    /// Take write access from all local processes, before the page's bytes are read.
+    Protect {
+        /// The page.
+        page: Page,
+    },
+    /// Take the page from all local processes and free its memory.
+    Drop {
+        /// The page.
+        page: Page,
+    },
+    /// Ask the coordinator; answered by [`Input::HomeIs`].
+    FindHome {
+        /// The extent.
+        extent: Extent,
+    },
+    /// Tell the coordinator that this node is the extent's home now.
+    BecameHome {
+        /// The extent.
+        extent: Extent,
+    },
+    /// The page cannot be had: whoever waits for it gets SIGBUS.
+    Fail {
+        /// The page.
+        page: Page,
+    },
+}
+
+/// Page contents that follow a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Body<D> {
+    /// None.
+    None,
+    /// What the page contains in local memory when the action is executed.
+    Page(Page),
+    /// These: a write-back on its way to the home.
+    Data(D),
+}
+
+/// What an installed page contains.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Fill<D> {
+    /// This.
+    Data(D),
+    /// Zeros.
+    Zeros,
+    /// What it contains already: only the protection changes.
+    InPlace,
+}
+
+/// How often what happened, since the engine was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Counters {
+    /// Faults of local processes.
+    pub faults: u64,
+    /// Requests that this node served as home, its own included.
+    pub requests: u64,
+    /// Pages given to another node out of this node's copy.
+    pub forwards: u64,
+    /// Copies dropped for another node's write.
+    pub invalidations: u64,
+    /// Pages given away or dropped later than asked, because they were held.
+    pub hold_deferrals: u64,
+    /// Copies dropped silently to make room.
+    pub evictions: u64,
+    /// Pages sent to their home to make room.
+    pub write_backs: u64,
+    /// Extents whose home moved away from here.
+    pub home_moves: u64,
+    /// Messages passed on to a newer home.
+    pub relays: u64,
+    /// Messages about segments that are not (or no longer) known here.
+    pub unknown_segment: u64,
+    /// Messages that no correct peer sends; they had no effect.
+    pub protocol_errors: u64,
+}
+
+/// A node's side of the protocol: its cache, and its directory of the extents at home here.
+///
+/// `D` is the contents of a page: bytes in the daemon, a small value in tests.
+#[derive(Clone, Debug)]
+pub struct Engine<D> {
+    me: NodeId,
+    config: Config,
+    segments: FxHashMap<SegmentId, Segment>,
+    /// Faults that wait: at most one request for each page.
+    pending: FxHashMap<Page, Pending<D>>,
+    /// Faults that wait until the home of their extent is known.
+    finding: FxHashMap<Extent, Vec<Page>>,
+    /// What the home asked for while the page was held, by the end of the hold.
+    deferred: BTreeMap<(Time, Page), Take>,
+    /// Pages at home here that a transaction is under way for.
+    transactions: FxHashMap<Page, Transaction<D>>,
+    /// Extents at home here that are moving.
+    moves: FxHashMap<Extent, Move<D>>,
+    counters: Counters,
+}
+
+#[derive(Clone, Debug)]
+struct Segment {
+    pages: u32,
+    default_home: Option<NodeId>,
+    /// By extent index; as long as the highest extent touched so far needs.
+    extents: Vec<Option<Box<ExtentState>>>,
+}
+
+/// What a node knows of an extent.
+#[derive(Clone, Debug)]
+struct ExtentState {
+    /// A home at some time: learned from a grant, from the coordinator, or because it moved
+    /// there from here. Whoever was a home once leads to a later one, so any of them will do.
+    home: Option<NodeId>,
+    /// This node's copies.
+    lines: Box<[Line]>,
+    /// Where this node is the home.
+    directory: Option<Directory>,
+}
+
+/// The circumstances of one input.
+struct Context<'a, D> {
+    now: Time,
+    memory: &'a dyn Memory,
+    out: &'a mut Vec<Action<D>>,
+}
+
+impl<D> Context<'_, D> {
+    fn send(&mut self, to: NodeId, message: PageMessage, body: Body<D>) {
+        self.out.push(Action::Send { to, message, body });
+    }
+}
+
+impl<D> Engine<D> {
+    /// The engine of node `me`, which knows of no segment.
+    #[must_use]
+    pub fn new(me: NodeId, config: Config) -> Self {
+        Self {
+            me,
+            config,
+            segments: FxHashMap::default(),
+            pending: FxHashMap::default(),
+            finding: FxHashMap::default(),
+            deferred: BTreeMap::new(),
+            transactions: FxHashMap::default(),
+            moves: FxHashMap::default(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Begins to track a segment; does nothing if it is tracked already.
+    ///
+    /// A node must do so before it handles the first message about the segment, also where it
+    /// serves only as a home and none of its processes is attached.
+    pub fn add_segment(&mut self, segment: SegmentId, pages: u32, default_home: Option<NodeId>) {
+        self.segments.entry(segment).or_insert_with(|| Segment {
+            pages,
+            default_home,
+            extents: Vec::new(),
+        });
+    }
+
+    /// Forgets a segment; messages about it have no effect from now on.
+    pub fn remove_segment(&mut self, segment: SegmentId) {
+        self.segments.remove(&segment);
+        self.pending.retain(|page, _| page.segment != segment);
+        self.finding.retain(|extent, _| extent.segment != segment);
+        self.deferred.retain(|(_, page), _| page.segment != segment);
+        self.transactions.retain(|page, _| page.segment != segment);
+        self.moves.retain(|extent, _| extent.segment != segment);
+    }
+
+    /// What local processes may do with a page now; `None` if nothing.
+    #[must_use]
+    pub fn access(&self, page: Page) -> Option<Access> {
+        self.line(page).state.access()
+    }
+
+    /// Whether this node keeps the extent's directory.
+    #[must_use]
+    pub fn is_home(&self, extent: Extent) -> bool {
+        self.extent(extent)
+            .is_some_and(|state| state.directory.is_some())
+    }
+
+    /// When [`Input::Timeout`] is due; it may come later, or needlessly.
+    #[must_use]
+    pub fn next_timeout(&self) -> Option<Time> {
+        self.deferred
+            .first_key_value()
+            .map(|(&(until, _), _)| until)
+    }
+
+    /// How often what happened.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Handles one event and appends what is to be done to `out`.
+    ///
+    /// The actions must be executed in order, and all of them before the next event is handled:
+    /// messages to one node leave in the order of their `Send` actions.
+    pub fn handle(
+        &mut self,
+        now: Time,
+        input: Input<D>,
+        memory: &dyn Memory,
+        out: &mut Vec<Action<D>>,
+    ) {
+        let cx = &mut Context { now, memory, out };
+        match input {
+            Input::Fault { page, access } => self.fault(cx, page, access),
+            Input::Message {
+                from,
+                message,
+                data,
+            } => self.receive(cx, from, message, data),
+            Input::HomeIs { extent, home } => self.home_is(cx, extent, home),
+            Input::Evict { page } => self.evict(cx, page),
+            Input::MoveHome { extent, to } => self.move_home(cx, extent, to),
+            Input::Timeout => self.end_holds(cx),
+        }
+    }
+
+    fn receive(
+        &mut self,
+        cx: &mut Context<'_, D>,
+        from: NodeId,
+        message: PageMessage,
+        data: Option<D>,
+    ) {
+        let subject = match subject(&message) {
+            Subject::Page(page) => self.knows(page),
+            Subject::Extent(extent) => self.knows(first_page(extent)),
+        };
+        match subject {
+            Known::Yes => {}
+            Known::NoSegment => {
+                self.counters.unknown_segment += 1;
+                return;
+            }
+            Known::OutOfRange => return self.protocol_error(),
+        }
+        if from == self.me || !is_node(from) || !names_nodes(&message) {
+            return self.protocol_error();
+        }
+        match message {
+            PageMessage::Request {
+                page,
+                access,
+                requester,
+                has_copy,
+            } => {
+                self.request(cx, page, access, requester, has_copy);
+            }
+            PageMessage::Forward {
+                page,
+                access,
+                requester,
+                acks,
+            } => {
+                self.forwarded(cx, page, from, access, requester, acks);
+            }
+            PageMessage::Invalidate { page, requester } => self.invalidated(cx, page, requester),
+            PageMessage::Grant {
+                page,
+                access,
+                acks,
+                contents,
+                home,
+                confirm,
+            } => {
+                let contents = match (contents, data) {
+                    (Contents::Bytes, Some(data)) => Fill::Data(data),
+                    (Contents::Bytes, None) => return self.protocol_error(),
+                    (Contents::Zeros, _) => Fill::Zeros,
+                    (Contents::Yours, _) => Fill::InPlace,
+                };
+                let grant = cache::Grant {
+                    access,
+                    acks,
+                    contents,
+                    home,
+                    confirm,
+                };
+                self.granted(cx, page, grant);
+            }
+            PageMessage::InvalidateAck { page } => self.invalidate_acked(cx, page),
+            PageMessage::Done { page } => self.done(cx, page, from),
+            PageMessage::WriteBack { page, owner } => match data {
+                Some(data) => self.write_back(cx, page, owner, data),
+                None => self.protocol_error(),
+            },
+            PageMessage::WriteBackAck { page, accepted } => {
+                self.written_back(cx, page, accepted);
+            }
+            PageMessage::Fence { extent } => {
+                cx.send(from, PageMessage::FenceAck { extent }, Body::None);
+            }
+            PageMessage::FenceAck { extent } => self.fence_acked(cx, extent, from),
+            PageMessage::HomeTransfer { extent, entries } => {
+                self.home_transferred(cx, extent, &entries);
+            }
+        }
+    }
+
+    fn protocol_error(&mut self) {
+        self.counters.protocol_errors += 1;
+    }
+
+    /// Where requests for the extent go, if that is known.
+    fn home_of(&self, extent: Extent) -> Option<NodeId> {
+        match self.extent(extent) {
+            Some(ExtentState {
+                directory: Some(_), ..
+            }) => Some(self.me),
+            Some(ExtentState {
+                home: Some(home), ..
+            }) => Some(*home),
+            _ => self.segments.get(&extent.segment)?.default_home,
+        }
+    }
+
+    fn knows(&self, page: Page) -> Known {
+        match self.segments.get(&page.segment) {
+            None => Known::NoSegment,
+            Some(segment) if page.index < segment.pages => Known::Yes,
+            Some(_) => Known::OutOfRange,
+        }
+    }
+
+    fn extent(&self, extent: Extent) -> Option<&ExtentState> {
+        self.segments
+            .get(&extent.segment)?
+            .extents
+            .get(extent.index as usize)?
+            .as_deref()
+    }
+
+    /// The state of an extent, made on first use.
+    ///
+    /// # Panics
+    ///
+    /// If the extent is not one of a known segment: inputs are checked on entry.
+    fn extent_mut(&mut self, extent: Extent) -> &mut ExtentState {
+        let segment = self
+            .segments
+            .get_mut(&extent.segment)
+            .expect("checked on entry");
+        let index = extent.index as usize;
+        if segment.extents.len() <= index {
+            segment.extents.resize_with(index + 1, || None);
+        }
+        segment.extents[index].get_or_insert_with(|| {
+            let pages = (segment.pages - extent.first_page()).min(EXTENT_PAGES) as usize;
+            Box::new(ExtentState {
+                home: None,
+                lines: vec![Line::default(); pages].into(),
+                directory: None,
+            })
+        })
+    }
+}
+
+/// Whether a page is one of a segment tracked here.
+enum Known {
+    Yes,
+    NoSegment,
+    OutOfRange,
+}
+
+/// What a message is about.
+enum Subject {
+    Page(Page),
+    Extent(Extent),
+}
+
+fn subject(message: &PageMessage) -> Subject {
+    match *message {
+        PageMessage::Request { page, .. }
+        | PageMessage::Forward { page, .. }
+        | PageMessage::Invalidate { page, .. }
+        | PageMessage::Grant { page, .. }
+        | PageMessage::InvalidateAck { page }
+        | PageMessage::Done { page }
+        | PageMessage::WriteBack { page, .. }
+        | PageMessage::WriteBackAck { page, .. } => Subject::Page(page),
+        PageMessage::Fence { extent }
+        | PageMessage::FenceAck { extent }
+        | PageMessage::HomeTransfer { extent, .. } => Subject::Extent(extent),
+    }
+}
+
+/// Whether every node that the message names can exist.
+fn names_nodes(message: &PageMessage) -> bool {
+    match message {
+        PageMessage::Request {
+            requester: node, ..
+        }
+        | PageMessage::Forward {
+            requester: node, ..
+        }
+        | PageMessage::Invalidate {
+            requester: node, ..
+        }
+        | PageMessage::Grant { home: node, .. }
+        | PageMessage::WriteBack { owner: node, .. } => is_node(*node),
+        PageMessage::HomeTransfer { entries, .. } => entries.iter().all(|e| is_node(e.owner)),
+        _ => true,
+    }
+}
+
+fn is_node(node: NodeId) -> bool {
+    usize::from(node.0) < MAX_NODES
+}
+
+fn first_page(extent: Extent) -> Page {
+    // Saturated, an index out of range stays out of range.
+    Page {
+        segment: extent.segment,
+        index: extent.index.saturating_mul(EXTENT_PAGES),
+    }
+}
+
+/// Index of a page in its extent.
+fn slot(page: Page) -> usize {
+    (page.index % EXTENT_PAGES) as usize
+}

@@ -1,0 +1,440 @@
+//! A node as a holder of pages: its faults, its copies, what it gives away.
+
+use migshm_protocol::page::{Access, Contents, PageMessage};
+use migshm_protocol::{Extent, NodeId, Page};
+
+use super::hold::Hold;
+use super::{Action, Body, Context, Engine, Fill, Known, is_node, slot};
+
+/// This node's copy of a page.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Line {
+    pub(super) state: State,
+    /// The home has asked for the copy and must wait until the hold ends.
+    pub(super) wanted: bool,
+    pub(super) hold: Hold,
+}
+
+/// What a copy is good for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) enum State {
+    /// No copy.
+    #[default]
+    Invalid,
+    /// Readable; another node answers for the contents.
+    Shared,
+    /// Readable, others may read too; this node answers for the contents.
+    Owned,
+    /// Writable, nobody else has a copy.
+    Exclusive,
+    /// As `Owned`, written back, not yet known whether in time.
+    Evicting,
+    /// Taken by another node while it was being written back: no copy, and nothing may be
+    /// requested until the home has answered.
+    Evicted,
+}
+
+impl State {
+    pub(super) fn access(self) -> Option<Access> {
+        match self {
+            Self::Invalid | Self::Evicted => None,
+            Self::Shared | Self::Owned | Self::Evicting => Some(Access::Read),
+            Self::Exclusive => Some(Access::Write),
+        }
+    }
+
+    /// Whether a write-back is under way.
+    pub(super) fn is_written_back(self) -> bool {
+        matches!(self, Self::Evicting | Self::Evicted)
+    }
+
+    /// Whether this node answers for the contents.
+    fn owns(self) -> bool {
+        matches!(self, Self::Owned | Self::Exclusive | Self::Evicting)
+    }
+}
+
+/// A fault that waits.
+#[derive(Clone, Debug)]
+pub(super) struct Pending<D> {
+    pub(super) access: Access,
+    /// Whether the request is under way; it is not while the home is unknown or the page is
+    /// being written back.
+    pub(super) sent: bool,
+    /// Acknowledgements that have come; they may come before the grant.
+    pub(super) acks: u16,
+    pub(super) grant: Option<Grant<D>>,
+}
+
+/// A grant, as in [`PageMessage::Grant`].
+#[derive(Clone, Debug)]
+pub(super) struct Grant<D> {
+    pub(super) access: Access,
+    pub(super) acks: u16,
+    pub(super) contents: Fill<D>,
+    pub(super) home: NodeId,
+    pub(super) confirm: bool,
+}
+
+/// What a home asks a holder to do for a requester.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Take {
+    /// Send the contents, keep a readable copy or none.
+    Give {
+        home: NodeId,
+        access: Access,
+        requester: NodeId,
+        acks: u16,
+    },
+    /// Drop the copy and say so.
+    Drop { requester: NodeId },
+}
+
+impl<D> Engine<D> {
+    pub(super) fn fault(&mut self, cx: &mut Context<'_, D>, page: Page, access: Access) {
+        self.counters.faults += 1;
+        if !matches!(self.knows(page), Known::Yes) {
+            return cx.out.push(Action::Fail { page });
+        }
+        if self.home_of(page.extent()) == Some(self.me) {
+            self.open_directory(cx, page.extent());
+        }
+        if let Some(granted) = self.access(page).filter(|&granted| granted >= access) {
+            // Granted while the fault was under way, or since ever: only the protection lacks.
+            let contents = Fill::InPlace;
+            return cx.out.push(Action::Install {
+                page,
+                access: granted,
+                contents,
+            });
+        }
+        if self.pending.contains_key(&page) {
+            return;
+        }
+        self.pending.insert(
+            page,
+            Pending {
+                access,
+                sent: false,
+                acks: 0,
+                grant: None,
+            },
+        );
+        let config = self.config;
+        let line = self.line_mut(page);
+        match line.state {
+            State::Evicting | State::Evicted => {}
+            State::Invalid => {
+                line.hold.missed(cx.now, &config);
+                self.send_request(cx, page);
+            }
+            _ => self.send_request(cx, page),
+        }
+    }
+
+    pub(super) fn home_is(
+        &mut self,
+        cx: &mut Context<'_, D>,
+        extent: Extent,
+        home: Option<NodeId>,
+    ) {
+        let Some(pages) = self.finding.remove(&extent) else {
+            return;
+        };
+        if self.home_of(extent).is_none() {
+            let Some(home) = home.filter(|&home| is_node(home)) else {
+                for page in pages {
+                    self.pending.remove(&page);
+                    cx.out.push(Action::Fail { page });
+                }
+                return;
+            };
+            self.extent_mut(extent).home = Some(home);
+        }
+        for page in pages {
+            self.send_request(cx, page);
+        }
+    }
+
+    /// Requests a page that has a pending fault, or finds out where.
+    fn send_request(&mut self, cx: &mut Context<'_, D>, page: Page) {
+        let extent = page.extent();
+        let Some(home) = self.home_of(extent) else {
+            let waiting = self.finding.entry(extent).or_default();
+            if waiting.is_empty() {
+                cx.out.push(Action::FindHome { extent });
+            }
+            waiting.push(page);
+            return;
+        };
+        let Some(pending) = self.pending.get_mut(&page) else {
+            return;
+        };
+        pending.sent = true;
+        let access = pending.access;
+        let (requester, has_copy) = (self.me, self.access(page).is_some());
+        if home == self.me {
+            self.request(cx, page, access, requester, has_copy);
+        } else {
+            let message = PageMessage::Request {
+                page,
+                access,
+                requester,
+                has_copy,
+            };
+            cx.send(home, message, Body::None);
+        }
+    }
+
+    pub(super) fn granted(&mut self, cx: &mut Context<'_, D>, page: Page, grant: Grant<D>) {
+        let copy_lacks = matches!(grant.contents, Fill::InPlace) && self.access(page).is_none();
+        let home = grant.home;
+        if copy_lacks || (home == self.me) != self.is_home(page.extent()) {
+            return self.protocol_error();
+        }
+        match self.pending.get_mut(&page) {
+            Some(pending) if pending.sent && pending.grant.is_none() => pending.grant = Some(grant),
+            _ => return self.protocol_error(),
+        }
+        self.extent_mut(page.extent()).home = Some(home);
+        self.complete(cx, page);
+    }
+
+    pub(super) fn invalidate_acked(&mut self, cx: &mut Context<'_, D>, page: Page) {
+        match self.pending.get_mut(&page) {
+            Some(pending) if pending.sent => {
+                pending.acks = pending.acks.saturating_add(1);
+                self.complete(cx, page);
+            }
+            _ => self.protocol_error(),
+        }
+    }
+
+    /// Installs a page once the grant and all acknowledgements are in.
+    fn complete(&mut self, cx: &mut Context<'_, D>, page: Page) {
+        let complete = |p: &Pending<D>| p.grant.as_ref().is_some_and(|g| p.acks >= g.acks);
+        if !self.pending.get(&page).is_some_and(complete) {
+            return;
+        }
+        let pending = self.pending.remove(&page);
+        let Some(Grant {
+            access,
+            contents,
+            home,
+            confirm,
+            ..
+        }) = pending.and_then(|p| p.grant)
+        else {
+            return;
+        };
+        let line = self.line_mut(page);
+        match (access, &contents) {
+            (Access::Write, _) => line.state = State::Exclusive,
+            (Access::Read, Fill::InPlace) => {}
+            (Access::Read, _) => line.state = State::Shared,
+        }
+        line.hold.mark(cx.now);
+        cx.out.push(Action::Install {
+            page,
+            access,
+            contents,
+        });
+        if !confirm {
+            return;
+        }
+        if home == self.me {
+            self.done(cx, page, home);
+        } else {
+            cx.send(home, PageMessage::Done { page }, Body::None);
+        }
+    }
+
+    pub(super) fn forwarded(
+        &mut self,
+        cx: &mut Context<'_, D>,
+        page: Page,
+        home: NodeId,
+        access: Access,
+        requester: NodeId,
+        acks: u16,
+    ) {
+        if requester == self.me || !self.line(page).state.owns() {
+            return self.protocol_error();
+        }
+        let take = Take::Give {
+            home,
+            access,
+            requester,
+            acks,
+        };
+        if !self.defer(cx, page, take) {
+            self.give(cx, page, home, access, requester, acks);
+        }
+    }
+
+    pub(super) fn invalidated(&mut self, cx: &mut Context<'_, D>, page: Page, requester: NodeId) {
+        if requester == self.me || self.line(page).state == State::Exclusive {
+            return self.protocol_error();
+        }
+        if !self.defer(cx, page, Take::Drop { requester }) {
+            self.lose(cx, page);
+            cx.send(requester, PageMessage::InvalidateAck { page }, Body::None);
+        }
+    }
+
+    /// Puts off what a home asks for if the page is held; whether it did.
+    pub(super) fn defer(&mut self, cx: &mut Context<'_, D>, page: Page, take: Take) -> bool {
+        let line = self.line(page);
+        if line.wanted {
+            // A home has one transaction of a page under way at a time.
+            self.protocol_error();
+            return true;
+        }
+        if !matches!(line.state, State::Shared | State::Owned | State::Exclusive) {
+            return false;
+        }
+        let Some(until) = line.hold.until(cx.now, &self.config) else {
+            return false;
+        };
+        self.line_mut(page).wanted = true;
+        self.deferred.insert((until, page), take);
+        self.counters.hold_deferrals += 1;
+        true
+    }
+
+    /// Does what was put off and is due.
+    pub(super) fn end_holds(&mut self, cx: &mut Context<'_, D>) {
+        while let Some(entry) = self.deferred.first_entry() {
+            let &(until, page) = entry.key();
+            if until > cx.now {
+                break;
+            }
+            let take = entry.remove();
+            self.line_mut(page).wanted = false;
+            match take {
+                Take::Give {
+                    home,
+                    access,
+                    requester,
+                    acks,
+                } => {
+                    self.give(cx, page, home, access, requester, acks);
+                    if home == self.me && acks == 0 {
+                        self.finish(cx, page);
+                    }
+                }
+                Take::Drop { requester } => {
+                    self.lose(cx, page);
+                    cx.send(requester, PageMessage::InvalidateAck { page }, Body::None);
+                }
+            }
+        }
+    }
+
+    /// Sends this node's copy to a requester and keeps a readable one, or none.
+    ///
+    /// Between a home and a requester alone there is nothing to confirm: what the home does
+    /// next reaches the requester after the grant.
+    pub(super) fn give(
+        &mut self,
+        cx: &mut Context<'_, D>,
+        page: Page,
+        home: NodeId,
+        access: Access,
+        requester: NodeId,
+        acks: u16,
+    ) {
+        self.counters.forwards += 1;
+        let confirm = home != self.me || acks > 0;
+        let line = self.line_mut(page);
+        if line.state == State::Exclusive {
+            cx.out.push(Action::Protect { page });
+            line.state = State::Owned;
+        }
+        let contents = Contents::Bytes;
+        let message = PageMessage::Grant {
+            page,
+            access,
+            acks,
+            contents,
+            home,
+            confirm,
+        };
+        cx.send(requester, message, Body::Page(page));
+        if access == Access::Write {
+            self.lose(cx, page);
+        }
+    }
+
+    /// Drops this node's copy, if there is one, for another node's write.
+    pub(super) fn lose(&mut self, cx: &mut Context<'_, D>, page: Page) {
+        let line = self.line_mut(page);
+        line.state = match line.state {
+            State::Invalid | State::Evicted => return,
+            State::Shared | State::Owned | State::Exclusive => State::Invalid,
+            State::Evicting => State::Evicted,
+        };
+        line.hold.mark(cx.now);
+        cx.out.push(Action::Drop { page });
+        self.counters.invalidations += 1;
+    }
+
+    pub(super) fn evict(&mut self, cx: &mut Context<'_, D>, page: Page) {
+        let line = self.line(page);
+        if line.wanted || self.pending.contains_key(&page) {
+            return;
+        }
+        match (line.state, self.home_of(page.extent())) {
+            (State::Shared, _) => {
+                *self.line_mut(page) = Line::default();
+                cx.out.push(Action::Drop { page });
+                self.counters.evictions += 1;
+            }
+            (State::Owned | State::Exclusive, Some(home)) if home != self.me => {
+                if line.state == State::Exclusive {
+                    cx.out.push(Action::Protect { page });
+                }
+                self.line_mut(page).state = State::Evicting;
+                let message = PageMessage::WriteBack {
+                    page,
+                    owner: self.me,
+                };
+                cx.send(home, message, Body::Page(page));
+                self.counters.write_backs += 1;
+            }
+            _ => {}
+        }
+    }
+
+    /// The home has answered a write-back; what waited for that may be requested now.
+    pub(super) fn written_back(&mut self, cx: &mut Context<'_, D>, page: Page, accepted: bool) {
+        let line = self.line_mut(page);
+        match line.state {
+            State::Evicting if accepted => {
+                *line = Line::default();
+                cx.out.push(Action::Drop { page });
+            }
+            // The home came here meanwhile: this is where the page is kept.
+            State::Evicting => line.state = State::Owned,
+            State::Evicted => line.state = State::Invalid,
+            _ => return self.protocol_error(),
+        }
+        if self.pending.get(&page).is_some_and(|pending| !pending.sent) {
+            self.send_request(cx, page);
+        }
+    }
+
+    pub(super) fn line(&self, page: Page) -> Line {
+        let line = self
+            .extent(page.extent())
+            .and_then(|extent| extent.lines.get(slot(page)));
+        line.copied().unwrap_or_default()
+    }
+
+    /// # Panics
+    ///
+    /// If the page is not one of a known segment: inputs are checked on entry.
+    pub(super) fn line_mut(&mut self, page: Page) -> &mut Line {
+        &mut self.extent_mut(page.extent()).lines[slot(page)]
+    }
+}

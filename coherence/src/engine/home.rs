@@ -1,0 +1,616 @@
+//! A node as the home of extents: the directory, one transaction at a time for each page, and
+//! the move of an extent to another home.
+
+use std::collections::VecDeque;
+
+use migshm_protocol::ids::MAX_NODES;
+use migshm_protocol::page::{Access, Contents, DirectoryEntry, PageMessage};
+use migshm_protocol::{Extent, NodeId, Page};
+
+use super::cache::{Grant, State, Take};
+use super::{Action, Body, Context, Engine, Fill, Known, NodeSet, first_page, is_node, slot};
+
+/// Where the pages of an extent are.
+#[derive(Clone, Debug)]
+pub(super) struct Directory {
+    pub(super) entries: Box<[Entry]>,
+    /// How many entries are busy.
+    pub(super) busy: u32,
+    /// Whether there is a [`Move`]: no transaction may begin.
+    pub(super) moving: bool,
+}
+
+/// Where a page is, or will be once the transaction under way ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Entry {
+    /// Nodes that may have a readable copy, the owner included; empty if it has the page
+    /// exclusively.
+    pub(super) sharers: NodeSet,
+    /// The node that answers for the contents; `None` if nobody has touched the page.
+    pub(super) owner: Option<NodeId>,
+    /// Whether there is a [`Transaction`].
+    pub(super) busy: bool,
+}
+
+const _: () = assert!(size_of::<Entry>() <= 16);
+
+impl Entry {
+    fn exclusive(owner: NodeId) -> Self {
+        Self {
+            owner: Some(owner),
+            ..Self::default()
+        }
+    }
+
+    /// Nodes that may have a copy.
+    fn holders(self) -> NodeSet {
+        self.owner
+            .map_or(self.sharers, |owner| self.sharers.with(owner))
+    }
+}
+
+/// A page's transaction that others than the home and the requester take part in, or that waits
+/// for the end of the home's own hold.
+#[derive(Clone, Debug)]
+pub(super) struct Transaction<D> {
+    /// Who will say that it is done.
+    pub(super) requester: NodeId,
+    /// What comes next.
+    pub(super) queue: VecDeque<Work<D>>,
+}
+
+/// What a home does for other nodes, one at a time for each page.
+#[derive(Clone, Debug)]
+pub(super) enum Work<D> {
+    Request {
+        page: Page,
+        access: Access,
+        requester: NodeId,
+        has_copy: bool,
+    },
+    WriteBack {
+        page: Page,
+        owner: NodeId,
+        data: D,
+    },
+}
+
+impl<D> Work<D> {
+    fn page(&self) -> Page {
+        match *self {
+            Self::Request { page, .. } | Self::WriteBack { page, .. } => page,
+        }
+    }
+}
+
+/// An extent on its way to another home.
+#[derive(Clone, Debug)]
+pub(super) struct Move<D> {
+    pub(super) to: NodeId,
+    /// Who has yet to acknowledge the fence; `None` while transactions are under way.
+    pub(super) fence: Option<NodeSet>,
+    /// For the new home.
+    pub(super) queue: VecDeque<Work<D>>,
+}
+
+/// A node has at most one request and one write-back of a page under way.
+const MAX_QUEUED: usize = 2 * MAX_NODES;
+
+impl<D> Engine<D> {
+    pub(super) fn request(
+        &mut self,
+        cx: &mut Context<'_, D>,
+        page: Page,
+        access: Access,
+        requester: NodeId,
+        has_copy: bool,
+    ) {
+        if requester == self.me && !self.pending.get(&page).is_some_and(|pending| pending.sent) {
+            return self.protocol_error();
+        }
+        self.accept(
+            cx,
+            Work::Request {
+                page,
+                access,
+                requester,
+                has_copy,
+            },
+        );
+    }
+
+    pub(super) fn write_back(
+        &mut self,
+        cx: &mut Context<'_, D>,
+        page: Page,
+        owner: NodeId,
+        data: D,
+    ) {
+        if owner == self.me && self.is_home(page.extent()) {
+            // It left when the home was elsewhere, and the home followed it here. Not queued:
+            // the home does not move on before.
+            self.written_back(cx, page, false);
+            return self.fence(cx, page.extent());
+        }
+        self.accept(cx, Work::WriteBack { page, owner, data });
+    }
+
+    /// Does the work now, or when it is its turn, or has the home do it.
+    fn accept(&mut self, cx: &mut Context<'_, D>, work: Work<D>) {
+        let page = work.page();
+        match self.home_of(page.extent()) {
+            Some(home) if home != self.me => return self.relay(cx, home, work),
+            // The coordinator sent the requester here: this is the home from now on.
+            _ => self.open_directory(cx, page.extent()),
+        }
+        let Some(directory) = &self.extent_mut(page.extent()).directory else {
+            return;
+        };
+        let queue = if directory.moving {
+            self.moves.get_mut(&page.extent()).map(|m| &mut m.queue)
+        } else if directory.entries[slot(page)].busy {
+            self.transactions.get_mut(&page).map(|t| &mut t.queue)
+        } else {
+            return self.work(cx, work);
+        };
+        match queue {
+            Some(queue) if queue.len() < MAX_QUEUED => queue.push_back(work),
+            _ => self.protocol_error(),
+        }
+    }
+
+    fn relay(&mut self, cx: &mut Context<'_, D>, home: NodeId, work: Work<D>) {
+        self.counters.relays += 1;
+        match work {
+            Work::Request {
+                page,
+                access,
+                requester,
+                has_copy,
+            } => {
+                let has_copy = self.has_copy(page, requester, has_copy);
+                let message = PageMessage::Request {
+                    page,
+                    access,
+                    requester,
+                    has_copy,
+                };
+                cx.send(home, message, Body::None);
+            }
+            Work::WriteBack { page, owner, data } => {
+                cx.send(
+                    home,
+                    PageMessage::WriteBack { page, owner },
+                    Body::Data(data),
+                );
+            }
+        }
+    }
+
+    /// Whether a requester has a copy; this node's own may have changed since it asked.
+    fn has_copy(&self, page: Page, requester: NodeId, claimed: bool) -> bool {
+        if requester == self.me {
+            self.access(page).is_some()
+        } else {
+            claimed
+        }
+    }
+
+    fn work(&mut self, cx: &mut Context<'_, D>, work: Work<D>) {
+        match work {
+            Work::Request {
+                page,
+                access,
+                requester,
+                has_copy,
+            } => {
+                self.serve(cx, page, access, requester, has_copy);
+            }
+            Work::WriteBack { page, owner, data } => self.take_back(cx, page, owner, data),
+        }
+    }
+
+    fn serve(
+        &mut self,
+        cx: &mut Context<'_, D>,
+        page: Page,
+        access: Access,
+        requester: NodeId,
+        has_copy: bool,
+    ) {
+        self.counters.requests += 1;
+        let has_copy = self.has_copy(page, requester, has_copy);
+        let entry = *self.entry_mut(page);
+        let Some(owner) = entry.owner else {
+            *self.entry_mut(page) = Entry::exclusive(requester);
+            return self.grant(cx, page, requester, Access::Write, 0, Fill::Zeros);
+        };
+        if owner == requester && !has_copy {
+            // An owner keeps its copy until the home has taken it back.
+            return self.protocol_error();
+        }
+        let holds = has_copy && entry.holders().contains(requester);
+        match access {
+            Access::Read if holds => {
+                let exclusive = entry.sharers.is_empty();
+                let access = if exclusive {
+                    Access::Write
+                } else {
+                    Access::Read
+                };
+                self.grant(cx, page, requester, access, 0, Fill::InPlace);
+            }
+            Access::Read => {
+                self.entry_mut(page).sharers = entry.holders().with(requester);
+                self.forward(cx, page, owner, access, requester, 0);
+            }
+            Access::Write => {
+                *self.entry_mut(page) = Entry::exclusive(requester);
+                let mut victims = entry.holders().without(requester);
+                if !holds {
+                    victims = victims.without(owner);
+                }
+                let acks = self.invalidate(cx, page, victims, requester);
+                if holds {
+                    self.grant(cx, page, requester, access, acks, Fill::InPlace);
+                } else {
+                    self.forward(cx, page, owner, access, requester, acks);
+                }
+            }
+        }
+    }
+
+    /// Has copies dropped; how many acknowledgements the requester has to wait for.
+    fn invalidate(
+        &mut self,
+        cx: &mut Context<'_, D>,
+        page: Page,
+        victims: NodeSet,
+        requester: NodeId,
+    ) -> u16 {
+        let mut acks = 0;
+        for victim in victims {
+            if victim != self.me {
+                acks += 1;
+                cx.send(
+                    victim,
+                    PageMessage::Invalidate { page, requester },
+                    Body::None,
+                );
+            } else if self.defer(cx, page, Take::Drop { requester }) {
+                acks += 1;
+            } else {
+                self.lose(cx, page);
+            }
+        }
+        acks
+    }
+
+    /// Lets the requester go on with what it has, or with zeros.
+    fn grant(
+        &mut self,
+        cx: &mut Context<'_, D>,
+        page: Page,
+        requester: NodeId,
+        access: Access,
+        acks: u16,
+        contents: Fill<D>,
+    ) {
+        let (home, confirm) = (self.me, acks > 0);
+        if confirm {
+            self.begin(page, requester);
+        }
+        if requester == self.me {
+            return self.granted(
+                cx,
+                page,
+                Grant {
+                    access,
+                    acks,
+                    contents,
+                    home,
+                    confirm,
+                },
+            );
+        }
+        let contents = match contents {
+            Fill::InPlace => Contents::Yours,
+            Fill::Zeros | Fill::Data(_) => Contents::Zeros,
+        };
+        let message = PageMessage::Grant {
+            page,
+            access,
+            acks,
+            contents,
+            home,
+            confirm,
+        };
+        cx.send(requester, message, Body::None);
+    }
+
+    /// Has the owner give the page to the requester.
+    fn forward(
+        &mut self,
+        cx: &mut Context<'_, D>,
+        page: Page,
+        owner: NodeId,
+        access: Access,
+        requester: NodeId,
+        acks: u16,
+    ) {
+        let home = self.me;
+        if owner != self.me {
+            self.begin(page, requester);
+            let message = PageMessage::Forward {
+                page,
+                access,
+                requester,
+                acks,
+            };
+            return cx.send(owner, message, Body::None);
+        }
+        let deferred = self.defer(
+            cx,
+            page,
+            Take::Give {
+                home,
+                access,
+                requester,
+                acks,
+            },
+        );
+        if deferred || acks > 0 {
+            self.begin(page, requester);
+        }
+        if !deferred {
+            self.give(cx, page, home, access, requester, acks);
+        }
+    }
+
+    /// Makes the home the owner of a page whose owner needs the room, if it still is the owner.
+    fn take_back(&mut self, cx: &mut Context<'_, D>, page: Page, owner: NodeId, data: D) {
+        let entry = *self.entry_mut(page);
+        let accepted = entry.owner == Some(owner);
+        if accepted {
+            // The former owner reads its copy until the answer reaches it: a sharer like any.
+            let sharers = entry.holders().with(self.me);
+            *self.entry_mut(page) = Entry {
+                owner: Some(self.me),
+                sharers,
+                busy: false,
+            };
+            let line = self.line_mut(page);
+            if line.state != State::Shared {
+                let (access, contents) = (Access::Read, Fill::Data(data));
+                cx.out.push(Action::Install {
+                    page,
+                    access,
+                    contents,
+                });
+            }
+            line.state = match line.state {
+                State::Evicted => State::Evicting,
+                _ => State::Owned,
+            };
+        }
+        cx.send(
+            owner,
+            PageMessage::WriteBackAck { page, accepted },
+            Body::None,
+        );
+    }
+
+    fn begin(&mut self, page: Page, requester: NodeId) {
+        self.transactions.insert(
+            page,
+            Transaction {
+                requester,
+                queue: VecDeque::new(),
+            },
+        );
+        self.entry_mut(page).busy = true;
+        if let Some(directory) = &mut self.extent_mut(page.extent()).directory {
+            directory.busy += 1;
+        }
+    }
+
+    pub(super) fn done(&mut self, cx: &mut Context<'_, D>, page: Page, requester: NodeId) {
+        match self.transactions.get(&page) {
+            Some(transaction) if transaction.requester == requester => self.finish(cx, page),
+            _ => self.protocol_error(),
+        }
+    }
+
+    /// Ends a page's transaction and does what has waited for that.
+    pub(super) fn finish(&mut self, cx: &mut Context<'_, D>, page: Page) {
+        let extent = page.extent();
+        let Some(Transaction { mut queue, .. }) = self.transactions.remove(&page) else {
+            return;
+        };
+        self.entry_mut(page).busy = false;
+        let Some(directory) = &mut self.extent_mut(extent).directory else {
+            return;
+        };
+        directory.busy -= 1;
+        if let Some(moving) = self.moves.get_mut(&extent) {
+            moving.queue.append(&mut queue);
+            return self.fence(cx, extent);
+        }
+        while let Some(work) = queue.pop_front() {
+            self.work(cx, work);
+            if let Some(transaction) = self.transactions.get_mut(&page) {
+                transaction.queue = queue;
+                return;
+            }
+        }
+    }
+
+    pub(super) fn move_home(&mut self, cx: &mut Context<'_, D>, extent: Extent, to: NodeId) {
+        if to == self.me || !is_node(to) || !matches!(self.knows(first_page(extent)), Known::Yes) {
+            return;
+        }
+        match &mut self.extent_mut(extent).directory {
+            Some(directory) if !directory.moving => directory.moving = true,
+            _ => return,
+        }
+        self.moves.insert(
+            extent,
+            Move {
+                to,
+                fence: None,
+                queue: VecDeque::new(),
+            },
+        );
+        self.fence(cx, extent);
+    }
+
+    /// Once no transaction is under way, makes sure that every grant has arrived: what the next
+    /// home says about a page must not overtake it.
+    ///
+    /// Also waits for write-backs of this node's own that left before it became the home, and
+    /// come back to it: at the next home, one could be mistaken for a later one.
+    fn fence(&mut self, cx: &mut Context<'_, D>, extent: Extent) {
+        let me = self.me;
+        if !matches!(self.moves.get(&extent), Some(Move { fence: None, .. })) {
+            return;
+        }
+        let state = self.extent_mut(extent);
+        let Some(directory) = &state.directory else {
+            return;
+        };
+        let lines = &mut state.lines.iter();
+        if directory.busy > 0 || lines.any(|line| line.state.is_written_back()) {
+            return;
+        }
+        let holders = directory
+            .entries
+            .iter()
+            .fold(NodeSet::default(), |nodes, entry| {
+                nodes.union(entry.holders())
+            });
+        let fenced = holders.without(me);
+        for node in fenced {
+            cx.send(node, PageMessage::Fence { extent }, Body::None);
+        }
+        if let Some(moving) = self.moves.get_mut(&extent) {
+            moving.fence = Some(fenced);
+        }
+        self.transfer(cx, extent);
+    }
+
+    pub(super) fn fence_acked(&mut self, cx: &mut Context<'_, D>, extent: Extent, from: NodeId) {
+        match self.moves.get_mut(&extent) {
+            Some(Move {
+                fence: Some(nodes), ..
+            }) if nodes.contains(from) => {
+                *nodes = nodes.without(from);
+                self.transfer(cx, extent);
+            }
+            _ => self.protocol_error(),
+        }
+    }
+
+    /// Hands the directory over once the fence is complete.
+    fn transfer(&mut self, cx: &mut Context<'_, D>, extent: Extent) {
+        if !self
+            .moves
+            .get(&extent)
+            .is_some_and(|m| m.fence.is_some_and(NodeSet::is_empty))
+        {
+            return;
+        }
+        let Some(Move { to, queue, .. }) = self.moves.remove(&extent) else {
+            return;
+        };
+        let state = self.extent_mut(extent);
+        let Some(directory) = state.directory.take() else {
+            return;
+        };
+        state.home = Some(to);
+        let entries = directory
+            .entries
+            .iter()
+            .zip(0..)
+            .filter_map(|(entry, page)| {
+                let sharers = entry.sharers.bits();
+                entry.owner.map(|owner| DirectoryEntry {
+                    page,
+                    owner,
+                    sharers,
+                })
+            });
+        let entries = entries.collect();
+        cx.send(
+            to,
+            PageMessage::HomeTransfer { extent, entries },
+            Body::None,
+        );
+        self.counters.home_moves += 1;
+        for work in queue {
+            self.relay(cx, to, work);
+        }
+    }
+
+    pub(super) fn home_transferred(
+        &mut self,
+        cx: &mut Context<'_, D>,
+        extent: Extent,
+        entries: &[DirectoryEntry],
+    ) {
+        let state = self.extent_mut(extent);
+        let pages = state.lines.len();
+        if state.directory.is_some() || entries.iter().any(|e| usize::from(e.page) >= pages) {
+            return self.protocol_error();
+        }
+        let mut directory = Directory::untouched(pages);
+        for entry in entries {
+            let sharers = match NodeSet::from_bits(entry.sharers) {
+                none if none.is_empty() => none,
+                some => some.with(entry.owner),
+            };
+            directory.entries[usize::from(entry.page)] = Entry {
+                owner: Some(entry.owner),
+                sharers,
+                busy: false,
+            };
+        }
+        state.directory = Some(directory);
+        cx.out.push(Action::BecameHome { extent });
+    }
+
+    /// Makes this node the home of an extent that has none yet: what it has is its own.
+    pub(super) fn open_directory(&mut self, cx: &mut Context<'_, D>, extent: Extent) {
+        let me = self.me;
+        let state = self.extent_mut(extent);
+        if state.directory.is_some() {
+            return;
+        }
+        let mut directory = Directory::untouched(state.lines.len());
+        let present = cx.memory.present(extent);
+        for ((line, entry), page) in state.lines.iter_mut().zip(&mut directory.entries).zip(0..) {
+            if present.contains(page) {
+                line.state = State::Exclusive;
+                *entry = Entry::exclusive(me);
+            }
+        }
+        state.directory = Some(directory);
+    }
+
+    /// # Panics
+    ///
+    /// If this node is not the page's home: callers have made sure.
+    fn entry_mut(&mut self, page: Page) -> &mut Entry {
+        let directory = self.extent_mut(page.extent()).directory.as_mut();
+        &mut directory.expect("this node is the home").entries[slot(page)]
+    }
+}
+
+impl Directory {
+    fn untouched(pages: usize) -> Self {
+        Self {
+            entries: vec![Entry::default(); pages].into(),
+            busy: 0,
+            moving: false,
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! The engine in clusters whose every message is delivered by hand.
+
+mod cluster;
+mod simulation;

@@ -1,0 +1,96 @@
+//! Random runs of whole clusters, checked after every step and again when they have come to
+//! rest.
+
+use migshm_protocol::page::Access;
+
+use super::cluster::{Cluster, EXTENT, node, page};
+use crate::{Input, Time};
+
+#[test]
+fn random_runs_stay_coherent_and_come_to_rest() {
+    for seed in 0..400 {
+        run(seed, 600);
+    }
+}
+
+/// One run; everything about it follows from the seed.
+fn run(seed: u64, steps: usize) {
+    let random = &mut Random(seed);
+    let nodes = 2 + random.below(7);
+    let pages = 1 + random.below(5);
+    let default_home = (random.below(2) == 0).then(|| node(random.below(nodes)));
+    let hold = [0, 100_000][random.below(2)];
+    let mut cluster = Cluster::new(nodes, pages, default_home, hold);
+    if let Some(home) = default_home {
+        (0..random.below(pages + 1)).for_each(|index| cluster.preload(home.0.into(), index));
+    }
+    // How many steps of ten are deliveries: few of them keep many messages under way.
+    let deliveries = 4 + random.below(5);
+    let mut now = 1_000_000;
+    for _ in 0..steps {
+        now += random.below(20_000) as Time;
+        let at = random.below(nodes);
+        let index = random.below(pages);
+        if random.below(10) < deliveries {
+            settle_one(&mut cluster, random, now);
+        } else {
+            match random.below(20) {
+                0..8 => drop(cluster.touch(now, at, index, Access::Read)),
+                8..15 => drop(cluster.touch(now, at, index, Access::Write)),
+                15..19 => cluster.handle(now, at, Input::Evict { page: page(index) }),
+                _ => {
+                    let to = node(random.below(nodes));
+                    cluster.handle(now, at, Input::MoveHome { extent: EXTENT, to });
+                }
+            }
+        }
+        cluster.check();
+    }
+    for _ in 0..100 * steps {
+        if cluster.is_quiet() {
+            break;
+        }
+        now += 1_000;
+        settle_one(&mut cluster, random, now);
+        cluster.check();
+    }
+    assert!(cluster.is_quiet(), "seed {seed} does not come to rest");
+}
+
+/// Delivers one message, answer or end of a hold, chosen at random, if there is any.
+fn settle_one(cluster: &mut Cluster, random: &mut Random, now: Time) {
+    for at in 0..cluster.hosts.len() {
+        if cluster.hosts[at]
+            .engine
+            .next_timeout()
+            .is_some_and(|due| due <= now)
+        {
+            return cluster.end_holds(now, at);
+        }
+    }
+    let channels: Vec<usize> = cluster.busy_channels().collect();
+    let asking: Vec<usize> = (0..cluster.hosts.len())
+        .filter(|&at| !cluster.hosts[at].answers.is_empty())
+        .collect();
+    if channels.len() + asking.len() == 0 {
+        return;
+    }
+    let choice = random.below(channels.len() + asking.len());
+    match channels.get(choice) {
+        Some(&channel) => cluster.deliver(now, channel),
+        None => cluster.answer(now, asking[choice - channels.len()]),
+    }
+}
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % bound as u64) as usize
+    }
+}
