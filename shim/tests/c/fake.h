@@ -1,0 +1,40 @@
+/* What the fake daemon of tests/fake_node answers, and a check. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ipc.h>
+#include <sys/sem.h>
+#include <sys/shm.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* Semaphore sets. */
+enum {
+    COMPLETES = 1, /* semop returns at once */
+    BLOCKS = 2,    /* until it is cancelled */
+    WINS = 3,      /* until it is cancelled, but then it has been done */
+    DIES = 4,      /* the daemon hangs up */
+    STALE = 5,     /* the answer to an earlier call comes first */
+};
+
+/* Bytes of every segment. */
+#define SIZE (3 * 4096 - 1)
+
+#define CHECK(condition)                                                                      \
+    do {                                                                                      \
+        if (!(condition)) {                                                                   \
+            fprintf(stderr, "%s:%d: %s (errno %s)\n", __FILE__, __LINE__, #condition,         \
+                    strerror(errno));                                                         \
+            _exit(1);                                                                         \
+        }                                                                                     \
+    } while (0)
+
+#define FAILS(call, expected) CHECK((errno = 0, (long)(call) == -1) && errno == (expected))
+
+union semun {
+    int val;
+    void *buf;
+    unsigned short *array;
+};

@@ -1,0 +1,71 @@
+/* Blocked operations, and what ends them. */
+#include "fake.h"
+
+#include <signal.h>
+#include <sys/time.h>
+#include <time.h>
+
+static volatile int handled;
+
+static void handler(int signal)
+{
+    (void)signal;
+    handled++;
+    /* A call of its own, while the interrupted one has its connection. */
+    struct sembuf operation = {0, 1, 0};
+    CHECK(semop(COMPLETES, &operation, 1) == 0);
+}
+
+static double now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec + time.tv_nsec / 1e9;
+}
+
+static void alarm_in_50_ms(void)
+{
+    struct itimerval timer = {.it_value = {.tv_usec = 50000}};
+    handled = 0;
+    setitimer(ITIMER_REAL, &timer, NULL);
+}
+
+int main(void)
+{
+    struct sembuf operation = {0, -1, 0};
+    for (int flags = 0; flags <= SA_RESTART; flags += SA_RESTART) {
+        struct sigaction action = {.sa_handler = handler, .sa_flags = flags};
+        sigaction(SIGALRM, &action, NULL);
+
+        alarm_in_50_ms();
+        FAILS(semop(BLOCKS, &operation, 1), EINTR);
+        CHECK(handled == 1);
+        alarm_in_50_ms();
+        struct timespec long_time = {1000, 0};
+        FAILS(semtimedop(BLOCKS, &operation, 1, &long_time), EINTR);
+        alarm_in_50_ms();
+        FAILS(syscall(SYS_semop, BLOCKS, &operation, 1), EINTR);
+        /* The operation was done before the interruption arrived. */
+        alarm_in_50_ms();
+        CHECK(semop(WINS, &operation, 1) == 0 && handled == 1);
+    }
+
+    double before = now();
+    struct timespec timeout = {0, 80000000};
+    FAILS(semtimedop(BLOCKS, &operation, 1, &timeout), EAGAIN);
+    CHECK(now() - before >= 0.08 && now() - before < 5);
+    CHECK(semtimedop(WINS, &operation, 1, &timeout) == 0);
+    timeout = (struct timespec){0, 0};
+    FAILS(semtimedop(BLOCKS, &operation, 1, &timeout), EAGAIN);
+    CHECK(semtimedop(COMPLETES, &operation, 1, &timeout) == 0);
+    timeout = (struct timespec){-1, 0};
+    FAILS(semtimedop(COMPLETES, &operation, 1, &timeout), EINVAL);
+    timeout = (struct timespec){0, 1000000000};
+    FAILS(semtimedop(COMPLETES, &operation, 1, &timeout), EINVAL);
+    FAILS(semtimedop(COMPLETES, &operation, 1, (void *)8), EFAULT);
+    timeout = (struct timespec){0x7fffffffffffffff, 999999999};
+    alarm_in_50_ms();
+    FAILS(semtimedop(BLOCKS, &operation, 1, &timeout), EINTR);
+    CHECK(semtimedop(COMPLETES, &operation, 1, NULL) == 0);
+    return 0;
+}
