@@ -25,7 +25,8 @@ use migshm_protocol::call::Errno;
 use migshm_protocol::ids::PAGE_SIZE;
 use migshm_protocol::local::ToNode;
 
-use crate::client::{Patience, Raw, Session, out_of_step};
+use crate::client::{Session, out_of_step};
+use crate::connection::{Patience, Raw};
 use crate::{process, sys};
 
 /// `USERFAULTFD_IOC_NEW`: `_IO(0xAA, 0x00)` of `linux/userfaultfd.h`.

@@ -13,6 +13,7 @@
 //!         ├─ anchor                    makes the address space known for page tracking
 //!         └─ client                    one call and its answer; interruption and timeout
 //!              ├─ pool                 connections that are kept for the next call
+//!              ├─ connection           messages on the socket
 //!              └─ start, directory     finds the daemon, or starts it
 //!  process                             every piece of state, and what a fork does to it
 //!  sys, text, complain                 system calls, strings without malloc, one line on stderr
@@ -50,6 +51,7 @@ compile_error!("libmigshm.so knows the ABI of x86-64 GNU/Linux only");
 mod anchor;
 mod client;
 mod complain;
+mod connection;
 mod convert;
 mod directory;
 mod hooks;

@@ -13,7 +13,7 @@
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 
-use crate::client::Connection;
+use crate::connection::Connection;
 use crate::process::Wiped;
 
 /// Calls that can be in progress without connections of their own.

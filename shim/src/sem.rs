@@ -7,7 +7,8 @@ use migshm_protocol::call::{Answer, Call, Errno, SemBuf, SemCommand, StatBy};
 use migshm_protocol::limits::{IPCMNI, SEMOPM};
 use migshm_protocol::local::ToNode;
 
-use crate::client::{self, Patience, Raw, Session, out_of_step};
+use crate::client::{self, Session, out_of_step};
+use crate::connection::{Patience, Raw};
 use crate::convert::{self, SemidDs};
 use crate::{process, sys};
 

@@ -8,7 +8,8 @@ use migshm_protocol::call::{Answer, Attachment, Call, Errno, ShmCommand, StatBy}
 use migshm_protocol::ids::PAGE_SIZE;
 use migshm_protocol::local::{FromNode, ToNode};
 
-use crate::client::{self, Patience, Raw, Reply, Session, out_of_step};
+use crate::client::{self, Session, out_of_step};
+use crate::connection::{Patience, Raw, Reply};
 use crate::convert::{self, ShmidDs};
 use crate::process::ATTACHES;
 use crate::{anchor, process, sys};
@@ -33,28 +34,19 @@ pub fn attach(id: c_int, address: usize, flags: c_int) -> Result<isize, Errno> {
     anchor::ensure(&mut session)?;
 
     let request = process::request_id();
-    session.request(
-        &ToNode::Call {
-            id: request,
-            call: Call::ShmAttach { id, flags },
-        },
-        Raw::NONE,
-    )?;
-    let (attachment, memory) = match session.reply(request, Patience::Endless)? {
-        Reply {
-            message:
-                FromNode::Answer {
-                    outcome: Ok(Answer::Attached(attachment)),
-                    ..
-                },
-            descriptor,
-        } => (attachment, descriptor.ok_or_else(out_of_step)?),
-        Reply {
-            message:
-                FromNode::Answer {
-                    outcome: Err(errno),
-                    ..
-                },
+    let call = Call::ShmAttach { id, flags };
+    session.request(&ToNode::Call { id: request, call }, Raw::NONE)?;
+    let Reply {
+        message,
+        descriptor,
+    } = session.reply(request, Patience::Endless)?;
+    let attachment = match message {
+        FromNode::Answer {
+            outcome: Ok(Answer::Attached(attachment)),
+            ..
+        } => attachment,
+        FromNode::Answer {
+            outcome: Err(errno),
             ..
         } => return Err(errno),
         _ => return Err(out_of_step()),
@@ -66,7 +58,10 @@ pub fn attach(id: c_int, address: usize, flags: c_int) -> Result<isize, Errno> {
         attach: attachment.attach,
         address,
     };
-    let mapping = match Mapping::make(place, &attachment, &memory, flags) {
+    // No descriptor comes if the process has as many open as it may.
+    let memory = descriptor.ok_or(Errno::ENOMEM);
+    let mapping = match memory.and_then(|memory| Mapping::make(place, &attachment, &memory, flags))
+    {
         Ok(mapping) => mapping,
         Err(errno) => {
             session.tell(&mapped(0), Raw::NONE, None)?;
@@ -74,17 +69,22 @@ pub fn attach(id: c_int, address: usize, flags: c_int) -> Result<isize, Errno> {
         }
     };
     let told = session.tell(&mapped(mapping.address as u64), Raw::NONE, None);
-    let ready = told.and_then(|()| match attachment.tracked {
-        true => session
-            .outcome(id, Patience::Endless)
-            .and_then(|_| mapping.protect(protection(flags))),
+    let registered = told.and_then(|()| match attachment.tracked {
+        true => session.outcome(id, Patience::Endless).map(drop),
         false => Ok(()),
     });
-    if let Err(errno) = ready {
+    if let Err(errno) = registered {
         mapping.unmap();
         return Err(errno);
     }
+    drop(session);
     ATTACHES.fetch_add(1, Ordering::Relaxed);
+    if attachment.tracked
+        && let Err(errno) = mapping.protect(protection(flags))
+    {
+        detach(mapping.address)?;
+        return Err(errno);
+    }
     Ok(mapping.address as isize)
 }
 
@@ -114,7 +114,8 @@ pub fn detach(address: usize) -> Result<isize, Errno> {
             let _ = ATTACHES.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
                 count.checked_sub(1)
             });
-            session.tell(&ToNode::Unmapped { attach }, Raw::NONE, None)?;
+            // The detach has taken place, also if the daemon has gone meanwhile.
+            let _ = session.tell(&ToNode::Unmapped { attach }, Raw::NONE, None);
             Ok(0)
         }
         FromNode::Answer {

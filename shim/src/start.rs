@@ -49,7 +49,7 @@ const STACK: usize = 64 * 1024;
 const READY_FD: RawFd = 3;
 
 /// Bytes of the program's path.
-const PROGRAM_MAX: usize = 4096;
+const PROGRAM_MAX: usize = 1024;
 
 /// Connects to this process's daemon.
 ///
@@ -106,27 +106,36 @@ fn cannot_connect(dir: &RuntimeDir, errno: Errno) -> Errno {
 
 /// The daemon's program: `$MIGSHM_BIN`, else `migshm` beside this library.
 fn program() -> Result<Text<PROGRAM_MAX>, Errno> {
-    if let Some(path) = sys::env(c"MIGSHM_BIN") {
-        return Ok(Text::new().with(path.to_bytes()));
+    let path = match sys::env(c"MIGSHM_BIN") {
+        Some(path) => Text::new().with(path.to_bytes()),
+        None => beside_library().unwrap_or(Text::new()),
+    };
+    if path.as_bytes().is_empty() || path.is_truncated() {
+        return Err(complain(format_args!(
+            "cannot tell where the migshm program is; set MIGSHM_BIN to its path"
+        )));
     }
+    Ok(path)
+}
+
+/// Path of `migshm` in the folder that this library was loaded from.
+fn beside_library() -> Option<Text<PROGRAM_MAX>> {
     let mut info = MaybeUninit::<libc::Dl_info>::zeroed();
     let own_symbol = connect as fn(Absent) -> _ as *const c_void;
     // SAFETY: `info` is a valid out pointer, filled if the result is not 0, with a path that lives
     // as long as the library is loaded.
     let library = unsafe {
         if libc::dladdr(own_symbol, info.as_mut_ptr()) == 0 {
-            return Err(complain(format_args!(
-                "set MIGSHM_BIN to the path of the migshm program"
-            )));
+            return None;
         }
         CStr::from_ptr(info.assume_init().dli_fname)
     };
     let library = library.to_bytes();
-    let folder = library
+    let name = library
         .iter()
         .rposition(|&byte| byte == b'/')
-        .map_or(&b"./"[..], |slash| &library[..=slash]);
-    Ok(Text::new().with(folder).with(b"migshm"))
+        .map_or(0, |slash| slash + 1);
+    Some(Text::new().with(&library[..name]).with(b"migshm"))
 }
 
 fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {

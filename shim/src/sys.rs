@@ -66,7 +66,8 @@ pub fn move_high(fd: OwnedFd) -> OwnedFd {
     // SAFETY: `limit` is a valid out pointer; F_DUPFD_CLOEXEC takes plain numbers.
     let high = unsafe {
         libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
-        let lowest = limit.rlim_cur.min(TOP).saturating_sub(RESERVED);
+        let lowest = limit.rlim_cur.min(TOP);
+        let lowest = lowest.saturating_sub(RESERVED).max(lowest / 2);
         libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, lowest as c_int)
     };
     own(high).unwrap_or(fd)

@@ -59,7 +59,8 @@ fn blocked_operations_end_by_signals_and_timeouts_as_in_linux() {
         node.heard().iter().filter(cancels).count()
     };
     assert_eq!(cancelled(Errno::EINTR), 9);
-    assert_eq!(cancelled(Errno::EAGAIN), 3);
+    // With a timeout of zero, a cancellation may cross the answer of an operation that was done.
+    assert!((3..=4).contains(&cancelled(Errno::EAGAIN)));
 }
 
 #[test]
@@ -94,16 +95,7 @@ fn calls_reuse_one_connection() {
     let node = FakeNode::start(place.dir(), Script::default());
     succeeds(place.command(&compile("calls.c", &[])).arg("main"), "main");
     let heard = node.heard();
-    assert!(
-        heard.len() > 40
-            && heard
-                .iter()
-                .all(|heard| heard.connection == heard_first(&node))
-    );
-}
-
-fn heard_first(node: &FakeNode) -> usize {
-    node.heard()[0].connection
+    assert!(heard.len() > 40 && heard.iter().all(|heard| heard.connection == 1));
 }
 
 #[test]

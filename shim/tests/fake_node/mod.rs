@@ -439,11 +439,9 @@ fn memory_of(id: i32, state: &Mutex<State>) -> RawFd {
         let memory = unsafe {
             OwnedFd::from_raw_fd(libc::memfd_create(c"segment".as_ptr(), libc::MFD_CLOEXEC))
         };
+        let length = SIZE.next_multiple_of(4096) as i64;
         // SAFETY: plain numbers.
-        assert_eq!(
-            unsafe { libc::ftruncate(memory.as_raw_fd(), SIZE.next_multiple_of(4096) as i64) },
-            0
-        );
+        assert_eq!(unsafe { libc::ftruncate(memory.as_raw_fd(), length) }, 0);
         memory
     });
     memory.as_raw_fd()

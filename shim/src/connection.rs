@@ -1,0 +1,402 @@
+//! A connection to the daemon: messages with raw bytes and descriptors, one packet each.
+//!
+//! The socket has a receive timeout, whose length means nothing: with one set, the kernel never
+//! restarts a receive after a signal handler, whatever `SA_RESTART` says (signal(7)) - the rule
+//! of semop(2). A timed call waits in `ppoll`, which keeps time more exactly and is not restarted
+//! either.
+//!
+//! Raw bytes travel straight between the socket and the program's memory: the kernel checks the
+//! addresses, so a bad one is `EFAULT` and no crash, and nothing is copied twice.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use libc::{c_int, c_void, iovec, msghdr, timespec};
+use migshm_protocol::call::Errno;
+use migshm_protocol::codec;
+use migshm_protocol::local::{FromNode, LOCAL_VERSION, ToNode};
+
+use crate::client::out_of_step;
+use crate::complain::complain;
+use crate::process::{self, Wiped};
+use crate::start::{self, Absent};
+use crate::sys;
+
+/// Room for any message, without the raw bytes after it.
+const MESSAGE_MAX: usize = 512;
+
+/// Attempts to connect; a daemon that has nothing left to do may end just after accepting one.
+const CONNECT_ATTEMPTS: usize = 3;
+
+/// An open connection to the daemon.
+#[derive(Clone, Copy)]
+pub struct Connection {
+    pub fd: RawFd,
+    /// Device and inode of the socket: programs close descriptors that they do not know, and
+    /// then get the same number for another file.
+    pub identity: (u64, u64),
+    /// Effective user and group that the daemon sees.
+    pub user: (u32, u32),
+    /// Whether the daemon tracks the address spaces that attach.
+    pub track: bool,
+}
+
+/// Bytes that follow a message, at an address that the program gave.
+#[derive(Clone, Copy)]
+pub struct Raw {
+    pub address: usize,
+    pub length: usize,
+}
+
+impl Raw {
+    pub const NONE: Raw = Raw {
+        address: 0,
+        length: 0,
+    };
+}
+
+/// What ends the wait for an answer early.
+#[derive(Clone, Copy)]
+pub enum Patience {
+    /// Nothing.
+    Endless,
+    /// A signal handler.
+    UntilSignal,
+    /// A signal handler, or this time on the monotonic clock.
+    Until(timespec),
+}
+
+/// A message from the daemon and the descriptor that came with it.
+pub struct Reply {
+    pub message: FromNode,
+    pub descriptor: Option<OwnedFd>,
+}
+
+/// Why an exchange failed.
+pub enum Failure {
+    /// The daemon is gone.
+    Lost,
+    /// The kernel refused, or `EINTR`, `EAGAIN` for what they mean.
+    Errno(Errno),
+}
+
+impl From<Errno> for Failure {
+    fn from(errno: Errno) -> Failure {
+        Failure::Errno(errno)
+    }
+}
+
+impl Connection {
+    /// Connects, and says Hello. The descriptor is `/dev/userfaultfd`, if the daemon tracks.
+    pub fn open(own: &Wiped, absent: Absent) -> Result<(Connection, Option<OwnedFd>), Errno> {
+        let _cancellation = sys::CancellationOff::new();
+        for _ in 0..CONNECT_ATTEMPTS {
+            let user = effective_user();
+            let socket = sys::move_high(start::connect(absent)?);
+            let fd = socket.as_raw_fd();
+            set_receive_timeout(fd)?;
+            let identity = sys::identity(fd).ok_or(Errno::ENOSYS)?;
+            let connection = Connection {
+                fd,
+                identity,
+                user,
+                track: false,
+            };
+            let hello = ToNode::Hello {
+                version: LOCAL_VERSION,
+                forked_from: process::forked_from(own),
+            };
+            let welcome = connection
+                .send(&hello, Raw::NONE, None)
+                .and_then(|()| connection.receive_patiently());
+            match welcome {
+                Ok(Reply {
+                    message: FromNode::Welcome { track, .. },
+                    descriptor,
+                }) => {
+                    process::introduced(own);
+                    return Ok((
+                        Connection {
+                            fd: socket.into_raw_fd(),
+                            track,
+                            ..connection
+                        },
+                        descriptor,
+                    ));
+                }
+                Ok(Reply {
+                    message: FromNode::Refused { errno },
+                    ..
+                }) => {
+                    complain(format_args!(
+                        "the node daemon refuses to serve this process; its log says why (`migshm status` shows its state)"
+                    ));
+                    return Err(errno);
+                }
+                Ok(_) => return Err(out_of_step()),
+                Err(Failure::Errno(errno)) => return Err(errno),
+                Err(Failure::Lost) => {}
+            }
+        }
+        Err(complain(format_args!(
+            "the node daemon closes connections at once; see its log, or restart it with `migshm node`"
+        )))
+    }
+
+    /// Whether the descriptor is still this connection, and the daemon would take a call on it for
+    /// what it is: one of the present effective user and group.
+    pub fn is_usable(&self) -> bool {
+        sys::identity(self.fd) == Some(self.identity) && effective_user() == self.user
+    }
+
+    /// Closes the descriptor, if it is still ours.
+    pub fn abandon(self) {
+        if sys::identity(self.fd) == Some(self.identity) {
+            // SAFETY: the descriptor is this connection's, which nobody uses any more.
+            drop(unsafe { OwnedFd::from_raw_fd(self.fd) });
+        }
+    }
+
+    /// Sends one message, its raw bytes straight from the program's memory.
+    pub fn send(
+        &self,
+        message: &ToNode,
+        raw: Raw,
+        descriptor: Option<&OwnedFd>,
+    ) -> Result<(), Failure> {
+        let mut bytes = [0_u8; MESSAGE_MAX];
+        let length = codec::encode_into(message, &mut bytes).map_err(|_| Errno::EINVAL)?;
+        let mut parts = [part(bytes.as_mut_ptr(), length), raw.part()];
+        let mut control = Control::new();
+        let mut header = packet(&mut parts);
+        if let Some(descriptor) = descriptor {
+            control.attach(&mut header, descriptor);
+        }
+        loop {
+            // SAFETY: the header describes valid buffers, except the program's, which the kernel
+            // checks. Not libc's sendmsg, which is a cancellation point.
+            let sent = unsafe {
+                libc::syscall(
+                    libc::SYS_sendmsg,
+                    self.fd,
+                    &raw const header,
+                    libc::MSG_NOSIGNAL,
+                )
+            };
+            match sys::check(sent) {
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(lost_or(errno)),
+            }
+        }
+    }
+
+    /// Waits for a timed call's answer; the others wait in [`Connection::receive`].
+    pub fn wait(&self, patience: Patience) -> Result<(), Failure> {
+        let Patience::Until(deadline) = patience else {
+            return Ok(());
+        };
+        let remaining = remaining(deadline);
+        let mut poll = libc::pollfd {
+            fd: self.fd,
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: valid pointers; no signal mask. Not libc's ppoll, a cancellation point.
+        let ready = unsafe {
+            libc::syscall(
+                libc::SYS_ppoll,
+                &raw mut poll,
+                1_usize,
+                &raw const remaining,
+                ptr::null::<c_void>(),
+                0_usize,
+            )
+        };
+        match sys::check(ready)? {
+            0 => Err(Failure::Errno(Errno::EAGAIN)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Receives one message, and tells how many bytes encode it.
+    pub fn receive(&self, flags: c_int) -> Result<(Reply, usize), Failure> {
+        let mut bytes = [0_u8; MESSAGE_MAX];
+        let mut parts = [part(bytes.as_mut_ptr(), MESSAGE_MAX)];
+        let mut control = Control::new();
+        let mut header = packet(&mut parts);
+        control.offer(&mut header);
+        // SAFETY: the header describes valid buffers. Not libc's recvmsg, a cancellation point.
+        let received = unsafe {
+            libc::syscall(
+                libc::SYS_recvmsg,
+                self.fd,
+                &raw mut header,
+                flags | libc::MSG_CMSG_CLOEXEC,
+            )
+        };
+        let received = sys::check(received).map_err(lost_or)?;
+        let descriptor = control.received(&header);
+        if received == 0 {
+            return Err(Failure::Lost);
+        }
+        let bytes = &bytes[..received as usize];
+        let (message, raw) = codec::decode(bytes).map_err(|_| Errno::ENOSYS)?;
+        Ok((
+            Reply {
+                message,
+                descriptor,
+            },
+            bytes.len() - raw.len(),
+        ))
+    }
+
+    /// Receives one message, whatever signals come.
+    fn receive_patiently(&self) -> Result<Reply, Failure> {
+        loop {
+            match self.receive(0) {
+                Ok((reply, _)) => return Ok(reply),
+                Err(Failure::Errno(Errno::EINTR | Errno::EAGAIN)) => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
+    /// Receives the message that was peeked at, of `length` bytes, and puts the raw bytes after
+    /// it in the program's memory.
+    pub fn consume(&self, length: usize, raw: Raw) -> Result<(), Errno> {
+        let mut bytes = [0_u8; MESSAGE_MAX];
+        let mut parts = [part(bytes.as_mut_ptr(), length), raw.part()];
+        let mut header = packet(&mut parts);
+        // SAFETY: `length` is at most that of `bytes`; the kernel checks the program's buffer.
+        let received = unsafe { libc::syscall(libc::SYS_recvmsg, self.fd, &raw mut header, 0) };
+        sys::check(received).map(drop)
+    }
+}
+
+impl Failure {
+    /// The errno for the program.
+    pub fn into_errno(self) -> Errno {
+        match self {
+            Failure::Lost => complain(format_args!(
+                "the node daemon ended during a call; restart it with `migshm node`, or simply the program"
+            )),
+            Failure::Errno(errno) => errno,
+        }
+    }
+}
+
+impl Raw {
+    fn part(self) -> iovec {
+        part(self.address as *mut u8, self.length)
+    }
+}
+
+/// Buffer for the ancillary data of one descriptor.
+#[repr(C)]
+struct Control {
+    header: libc::cmsghdr,
+    descriptor: c_int,
+    padding: c_int,
+}
+
+impl Control {
+    fn new() -> Control {
+        let header = libc::cmsghdr {
+            cmsg_len: 0,
+            cmsg_level: 0,
+            cmsg_type: 0,
+        };
+        Control {
+            header,
+            descriptor: -1,
+            padding: 0,
+        }
+    }
+
+    /// Lets `message` carry a descriptor.
+    fn attach(&mut self, message: &mut msghdr, descriptor: &OwnedFd) {
+        self.header.cmsg_level = libc::SOL_SOCKET;
+        self.header.cmsg_type = libc::SCM_RIGHTS;
+        self.header.cmsg_len = Control::LENGTH;
+        self.descriptor = descriptor.as_raw_fd();
+        self.offer(message);
+    }
+
+    /// Makes room in `message` for a descriptor.
+    fn offer(&mut self, message: &mut msghdr) {
+        message.msg_control = ptr::from_mut(self).cast();
+        message.msg_controllen = size_of::<Control>();
+    }
+
+    /// The descriptor that came.
+    fn received(&self, message: &msghdr) -> Option<OwnedFd> {
+        let came = message.msg_controllen >= Control::LENGTH
+            && self.header.cmsg_level == libc::SOL_SOCKET
+            && self.header.cmsg_type == libc::SCM_RIGHTS;
+        // SAFETY: the kernel has just put a new descriptor there for us.
+        came.then(|| unsafe { OwnedFd::from_raw_fd(self.descriptor) })
+    }
+
+    const LENGTH: usize = size_of::<libc::cmsghdr>() + size_of::<c_int>();
+}
+
+fn lost_or(errno: Errno) -> Failure {
+    match errno.0 {
+        libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN => Failure::Lost,
+        _ => Failure::Errno(errno),
+    }
+}
+
+fn effective_user() -> (u32, u32) {
+    // SAFETY: no preconditions.
+    unsafe { (libc::geteuid(), libc::getegid()) }
+}
+
+/// Any receive timeout will do; see the module's comment.
+fn set_receive_timeout(fd: RawFd) -> Result<(), Errno> {
+    let day = libc::timeval {
+        tv_sec: 24 * 60 * 60,
+        tv_usec: 0,
+    };
+    let (value, length) = (
+        (&raw const day).cast(),
+        size_of::<libc::timeval>() as libc::socklen_t,
+    );
+    // SAFETY: a valid value of the option's type.
+    sys::check(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, value, length) })
+        .map(drop)
+}
+
+/// Time until `deadline`, zero if it is past.
+fn remaining(deadline: timespec) -> timespec {
+    const NANOSECONDS: i64 = 1_000_000_000;
+    let now = sys::monotonic();
+    let borrow = deadline.tv_nsec < now.tv_nsec;
+    let tv_sec = deadline.tv_sec.saturating_sub(now.tv_sec) - i64::from(borrow);
+    let tv_nsec = deadline.tv_nsec - now.tv_nsec + if borrow { NANOSECONDS } else { 0 };
+    if tv_sec < 0 {
+        timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        }
+    } else {
+        timespec { tv_sec, tv_nsec }
+    }
+}
+
+fn part(address: *mut u8, length: usize) -> iovec {
+    iovec {
+        iov_base: address.cast(),
+        iov_len: length,
+    }
+}
+
+fn packet(parts: &mut [iovec]) -> msghdr {
+    // SAFETY: a C struct of integers and pointers, for which zeros are valid.
+    let mut header: msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    header.msg_iov = parts.as_mut_ptr();
+    header.msg_iovlen = parts.len();
+    header
+}
