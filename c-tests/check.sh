@@ -89,7 +89,7 @@ while [ $round -lt "$repeat" ]; do
     check litmus 4 --rounds "$(n 100000)" --stride 64
     must_fail litmus 4 --rounds 10000 --broken
     for lock in ticket mcs pthread_spin queue seqlock; do
-        check $lock 4 --ops "$(n 20000)"
+        check $lock 4 --ops "$(n 10000)"
     done
     one_node pthread_mutex 4 --ops "$(n 5000)"
     check counter 4 --ops "$(n 5000)"

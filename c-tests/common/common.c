@@ -9,7 +9,6 @@
  */
 #include "common.h"
 
-#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -444,14 +443,19 @@ void spin_for(double seconds)
         ;
 }
 
+/*
+ * A fair lock may be handed to a process that has no processor, while those that have one spin: on
+ * a busy machine every handover would then cost a time slice. So long waits sleep; yielding would
+ * not do, for it gives the whole slice to whoever computes.
+ */
 void spin_wait(unsigned *turns)
 {
-    if (++*turns % 64 == 0) {
-        sched_yield();
-        return;
-    }
+    enum { PAUSES = 256 };
+    if (++*turns % PAUSES == 0)
+        nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
 #if defined __x86_64__ || defined __i386__
-    __builtin_ia32_pause();
+    else
+        __builtin_ia32_pause();
 #endif
 }
 

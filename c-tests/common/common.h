@@ -135,7 +135,7 @@ void kill_child(pid_t child);
 double now(void);                /* seconds, monotonic */
 void nap(void);                  /* about a millisecond, for polling loops */
 void spin_for(double seconds);   /* burns processor time */
-void spin_wait(unsigned *turns); /* one turn of a spin loop: pause, now and then yield */
+void spin_wait(unsigned *turns); /* one turn of a spin loop: pause, now and then sleep */
 
 /* A small deterministic generator (splitmix64); the state may start as any seed. */
 uint64_t random_next(uint64_t *state);
