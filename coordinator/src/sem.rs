@@ -98,11 +98,11 @@ impl SemSets {
         raw: &[u8],
         cx: &mut Context<'_>,
     ) -> Result<Option<()>, Errno> {
-        if raw.is_empty() || id < 0 {
-            return Err(Errno::EINVAL);
-        }
         if raw.len() > SEMOPM * SemBuf::SIZE {
             return Err(Errno::E2BIG);
+        }
+        if raw.is_empty() {
+            return Err(Errno::EINVAL);
         }
         let ops = SemBuf::parse_all(raw).ok_or(Errno::EINVAL)?;
         let Entry { perm, object: set } = self.table.get_mut(id)?;

@@ -1,0 +1,624 @@
+//! The kernel as the reference: random programs of several processes run on Linux and on `Core`,
+//! step by step, and every result must be the same.
+//!
+//! Each program gets an IPC namespace of its own, so that even the ids come out equal. Its
+//! processes are forked workers that do one system call at a time, as whatever user the step
+//! says. A worker may block in `semop`; after each step, who goes on, and with what result, must
+//! be what `Core` says, and those that stay blocked are seen to sleep in the call
+//! (`/proc/PID/syscall`). Then all values, pids and counts of waiters of all sets are compared, so
+//! that the order in which waiters took their values shows. Signals (EINTR) and SIGKILL (undo)
+//! are steps like any other.
+//!
+//! Needs root, for the namespace and for changing users; without it, the test says so and passes.
+
+mod support;
+
+use std::io;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use migshm_protocol::call::{
+    Answer, Call, Caller, Errno, NewPerm, SemCommand, SemStatus, ShmCommand, ShmStatus, StatBy,
+};
+use migshm_protocol::control::ToCoordinator;
+use migshm_protocol::limits::SEMOPM;
+use migshm_protocol::{NodeId, ProcessId, SegmentId};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestCaseError, TestRunner};
+
+use support::native::{command, outcome, system_call, value};
+use support::worker::{NO_GROUP, Reply, User, Worker};
+use support::{Cluster, MIB, Pending, Process, raw};
+
+/// Processes of a program; they live on two nodes.
+const WORKERS: usize = 5;
+
+const USERS: [User; 5] = [
+    User {
+        uid: 0,
+        gid: 0,
+        group: NO_GROUP,
+    },
+    User {
+        uid: 1000,
+        gid: 1000,
+        group: NO_GROUP,
+    },
+    User {
+        uid: 1001,
+        gid: 1001,
+        group: 1000,
+    },
+    User {
+        uid: 1002,
+        gid: 1000,
+        group: NO_GROUP,
+    },
+    User {
+        uid: 2000,
+        gid: 2000,
+        group: NO_GROUP,
+    },
+];
+
+#[test]
+fn random_programs_behave_as_on_the_kernel() {
+    let Some(capabilities) = root_capabilities() else {
+        println!("skipped: needs root, to make IPC namespaces and to change users");
+        return;
+    };
+    let config = Config {
+        cases: cases(),
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let programs = prop::collection::vec(step(), 1..60);
+    let result = TestRunner::new(config).run(&programs, |program| {
+        // A thread of its own, as a namespace is entered by thread.
+        let run = std::thread::spawn(move || Duel::new(capabilities)?.run(&program));
+        run.join().expect("no panic").map_err(TestCaseError::fail)
+    });
+    if let Err(error) = result {
+        panic!("{error}");
+    }
+}
+
+/// This process's effective capabilities, if it is root.
+fn root_capabilities() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let field = |name: &str| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .map(str::trim)
+    };
+    let is_root = field("Uid:")?.split_whitespace().nth(1) == Some("0");
+    u64::from_str_radix(field("CapEff:")?, 16)
+        .ok()
+        .filter(|_| is_root)
+}
+
+/// Programs to run: `PROPTEST_CASES`, or few enough for a quick test.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|cases| cases.parse().ok())
+        .unwrap_or(400)
+}
+
+/// One step of a program: who does it, as which user, and what.
+#[derive(Clone, Debug)]
+struct Step {
+    worker: usize,
+    user: usize,
+    action: Action,
+}
+
+#[derive(Clone, Debug)]
+enum Action {
+    ShmGet {
+        key: i32,
+        size: u64,
+        flags: i32,
+    },
+    ShmAttach {
+        id: IdChoice,
+        flags: i32,
+    },
+    ShmDetach {
+        nth: usize,
+    },
+    ShmCtl {
+        id: IdChoice,
+        command: ShmCommand,
+    },
+    SemGet {
+        key: i32,
+        count: i32,
+        flags: i32,
+    },
+    SemOp {
+        id: IdChoice,
+        ops: Vec<(u16, i16, i16)>,
+    },
+    SemCtl {
+        id: IdChoice,
+        command: SemCommand,
+        values: Vec<u16>,
+    },
+    /// One more than SEMOPM.
+    TooManySemOps {
+        id: IdChoice,
+    },
+    /// A signal, if it is blocked.
+    Interrupt,
+    /// SIGKILL; another process takes its place.
+    Kill,
+}
+
+/// An id: one that has been given out (it may be gone), or nearly one.
+#[derive(Clone, Copy, Debug)]
+struct IdChoice {
+    nth: usize,
+    bent: i32,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let users = prop_oneof![6 => Just(0), 4 => 1..USERS.len()];
+    (0..WORKERS, users, action()).prop_map(|(worker, user, action)| Step {
+        worker,
+        user,
+        action,
+    })
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let get_flags = || {
+        let mode = prop::sample::select(vec![
+            0o600, 0o666, 0o640, 0o604, 0o222, 0o444, 0o060, 0o007, 0o700, 0, 0o1777,
+        ]);
+        let create = prop::sample::select(vec![0, 0o1000, 0o1000, 0o1000, 0o3000, 0o2000]);
+        (mode, create).prop_map(|(mode, create)| mode | create)
+    };
+    let key = || prop_oneof![3 => Just(0), 7 => 1..4i32];
+    let size = prop_oneof![
+        Just(0),
+        Just(1),
+        Just(4096),
+        Just(4097),
+        Just(10_000),
+        Just(u64::MAX),
+        Just(1 << 63)
+    ];
+    let count = prop_oneof![8 => 1..5i32, 1 => Just(0), 1 => Just(-1), 1 => Just(32_001)];
+    let at_flags = prop::sample::select(vec![0, 0, 0o10_000, 0o100_000, 0o110_000]);
+    prop_oneof![
+        6 => (key(), size, get_flags()).prop_map(|(key, size, flags)| Action::ShmGet { key, size, flags }),
+        6 => (id(), at_flags).prop_map(|(id, flags)| Action::ShmAttach { id, flags }),
+        4 => (0..4usize).prop_map(|nth| Action::ShmDetach { nth }),
+        8 => (id(), shm_command()).prop_map(|(id, command)| Action::ShmCtl { id, command }),
+        8 => (key(), count, get_flags()).prop_map(|(key, count, flags)| Action::SemGet { key, count, flags }),
+        50 => (id(), ops()).prop_map(|(id, ops)| Action::SemOp { id, ops }),
+        1 => id().prop_map(|id| Action::TooManySemOps { id }),
+        14 => (id(), sem_command(), prop::collection::vec(sem_value(), 1..5))
+            .prop_map(|(id, command, values)| Action::SemCtl { id, command, values }),
+        2 => Just(Action::Interrupt),
+        3 => Just(Action::Kill),
+    ]
+}
+
+fn id() -> impl Strategy<Value = IdChoice> {
+    let bent = prop_oneof![20 => Just(0), 1 => Just(1 << 15), 1 => Just(i32::MIN), 1 => Just(5)];
+    (0..3usize, bent).prop_map(|(nth, bent)| IdChoice { nth, bent })
+}
+
+fn ops() -> impl Strategy<Value = Vec<(u16, i16, i16)>> {
+    let flags = prop::sample::select(vec![0, 0, 0, 0, 0, 0o4000, 0x1000, 0x1000, 0x1000 | 0o4000]);
+    let delta = prop_oneof![
+        4 => Just(-1i16), 4 => Just(1i16), 3 => Just(0i16), 2 => -3..4i16,
+        1 => prop::sample::select(vec![i16::MAX, i16::MIN, 20_000, -20_000]),
+    ];
+    let num = prop_oneof![60 => 0..3u16, 1 => Just(7u16)];
+    let op = (num, delta, flags);
+    prop_oneof![
+        6 => prop::collection::vec(op.clone(), 1),
+        6 => prop::collection::vec(op.clone(), 2..5),
+        1 => Just(Vec::new()),
+    ]
+}
+
+fn sem_value() -> impl Strategy<Value = u16> {
+    prop_oneof![8 => 0..3u16, 1 => Just(32_767u16), 1 => Just(32_768u16)]
+}
+
+fn new_perm() -> impl Strategy<Value = NewPerm> {
+    let uid = prop_oneof![4 => Just(1000u32), 2 => Just(0), 1 => Just(1001), 1 => Just(u32::MAX)];
+    (uid.clone(), uid, 0..0o2000u32).prop_map(|(uid, gid, mode)| NewPerm { uid, gid, mode })
+}
+
+fn stat_by() -> impl Strategy<Value = StatBy> {
+    prop::sample::select(vec![StatBy::Id, StatBy::Index, StatBy::Any])
+}
+
+fn shm_command() -> impl Strategy<Value = ShmCommand> {
+    prop_oneof![
+        stat_by().prop_map(ShmCommand::Stat),
+        new_perm().prop_map(ShmCommand::Set),
+        Just(ShmCommand::Remove),
+        any::<bool>().prop_map(ShmCommand::Lock),
+        Just(ShmCommand::Limits),
+        Just(ShmCommand::Usage),
+    ]
+}
+
+fn sem_command() -> impl Strategy<Value = SemCommand> {
+    let num = || prop_oneof![9 => 0..3i32, 1 => Just(-1), 1 => Just(9)];
+    let value = prop_oneof![8 => 0..4i32, 1 => Just(-1), 1 => Just(32_768), 1 => Just(32_767)];
+    prop_oneof![
+        2 => stat_by().prop_map(SemCommand::Stat),
+        1 => new_perm().prop_map(SemCommand::Set),
+        1 => Just(SemCommand::Remove),
+        1 => Just(SemCommand::Limits),
+        1 => Just(SemCommand::Usage),
+        1 => Just(SemCommand::GetAll),
+        3 => Just(SemCommand::SetAll),
+        5 => (num(), value).prop_map(|(num, value)| SemCommand::SetVal(num, value)),
+        1 => num().prop_map(SemCommand::GetVal),
+        1 => num().prop_map(SemCommand::GetPid),
+        1 => num().prop_map(SemCommand::GetNcnt),
+        1 => num().prop_map(SemCommand::GetZcnt),
+    ]
+}
+
+/// A program's run, on both sides.
+struct Duel {
+    cluster: Cluster,
+    nodes: [NodeId; 2],
+    capabilities: u64,
+    players: Vec<Player>,
+    processes: u64,
+    /// Ids given out, in order, whether they still exist or not.
+    segments: Vec<i32>,
+    sets: Vec<i32>,
+}
+
+/// A worker, and its double in the cluster.
+struct Player {
+    worker: Worker,
+    process: Process,
+    blocked: Option<Pending>,
+    attaches: Vec<(i64, SegmentId)>,
+}
+
+impl Duel {
+    fn new(capabilities: u64) -> Result<Duel, String> {
+        // SAFETY: no memory is involved; the thread was made for this.
+        if unsafe { libc::unshare(libc::CLONE_NEWIPC) } != 0 {
+            return Err(format!("unshare: {}", io::Error::last_os_error()));
+        }
+        let (cluster, nodes) = Cluster::with_nodes([MIB; 2]);
+        let (segments, sets) = (Vec::new(), Vec::new());
+        let mut duel = Duel {
+            cluster,
+            nodes,
+            capabilities,
+            players: Vec::new(),
+            processes: 0,
+            segments,
+            sets,
+        };
+        for at in 0..WORKERS {
+            let player = duel.new_player(at)?;
+            duel.players.push(player);
+        }
+        Ok(duel)
+    }
+
+    fn new_player(&mut self, at: usize) -> Result<Player, String> {
+        let worker = Worker::spawn().map_err(|error| format!("fork: {error}"))?;
+        self.processes += 1;
+        let caller = Caller {
+            process: ProcessId(self.processes),
+            pid: worker.pid,
+            uid: 0,
+            gid: 0,
+            groups: Vec::new(),
+            capabilities: self.capabilities,
+        };
+        let process = Process {
+            node: self.nodes[at % 2],
+            caller,
+        };
+        Ok(Player {
+            worker,
+            process,
+            blocked: None,
+            attaches: Vec::new(),
+        })
+    }
+
+    fn run(&mut self, program: &[Step]) -> Result<(), String> {
+        for (at, step) in program.iter().enumerate() {
+            let now = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .expect("after 1970");
+            self.cluster.now = now.as_secs() as i64;
+            self.step(step)
+                .and_then(|()| self.compare_waiters())
+                .and_then(|()| self.compare_objects())
+                .map_err(|error| format!("step {at}, {step:?}: {error}"))?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, step: &Step) -> Result<(), String> {
+        match step.action {
+            Action::Interrupt => self.interrupt(step.worker),
+            Action::Kill => self.kill(step.worker),
+            _ => {
+                // A blocked worker cannot do anything; the next one will.
+                let mut order = (0..WORKERS).map(|n| (step.worker + n) % WORKERS);
+                let Some(at) = order.find(|&at| self.players[at].blocked.is_none()) else {
+                    return Ok(());
+                };
+                self.act(at, step)
+            }
+        }
+    }
+
+    fn act(&mut self, at: usize, step: &Step) -> Result<(), String> {
+        let user = USERS[step.user];
+        let (segments, sets) = (&self.segments, &self.sets);
+        let player = &mut self.players[at];
+        let caller = &mut player.process.caller;
+        (caller.uid, caller.gid) = (user.uid, user.gid);
+        caller.groups = if user.group == NO_GROUP {
+            Vec::new()
+        } else {
+            vec![user.group]
+        };
+        caller.capabilities = if user.uid == 0 { self.capabilities } else { 0 };
+
+        let (call, raw) = match step.action.clone() {
+            Action::ShmGet { key, size, flags } => (Call::ShmGet { key, size, flags }, Vec::new()),
+            Action::ShmAttach { id, flags } => (
+                Call::ShmAttach {
+                    id: id.of(segments),
+                    flags,
+                },
+                Vec::new(),
+            ),
+            Action::ShmCtl { id, command } => (
+                Call::ShmCtl {
+                    id: id.of(segments),
+                    command,
+                },
+                Vec::new(),
+            ),
+            Action::SemGet { key, count, flags } => {
+                (Call::SemGet { key, count, flags }, Vec::new())
+            }
+            Action::SemOp { id, ops } => (Call::SemOp { id: id.of(sets) }, raw(&ops)),
+            Action::TooManySemOps { id } => (
+                Call::SemOp { id: id.of(sets) },
+                raw(&[(0, 0, 0); SEMOPM + 1]),
+            ),
+            Action::SemCtl {
+                id,
+                command,
+                values,
+            } => {
+                let id = id.of(sets);
+                let size = self
+                    .cluster
+                    .getall(&root(self.nodes[0]), id)
+                    .map_or(1, |values| values.len());
+                let values: Vec<u16> = values.into_iter().cycle().take(size).collect();
+                let raw = if command == SemCommand::SetAll {
+                    values
+                } else {
+                    Vec::new()
+                };
+                (
+                    Call::SemCtl { id, command },
+                    raw.into_iter().flat_map(u16::to_le_bytes).collect(),
+                )
+            }
+            Action::ShmDetach { nth } => return self.detach(at, nth),
+            Action::Interrupt | Action::Kill => unreachable!("not a call"),
+        };
+        let command = command(user, call, &raw);
+        player.worker.send(&command).map_err(text)?;
+        let reply = player.worker.settle().map_err(text)?;
+        let native = reply.map(|reply| outcome(call, &reply));
+
+        let pending = self.cluster.start(&player.process, call, &raw);
+        self.cluster.share_as_asked(&self.nodes);
+        let (ours, values) = match self.cluster.take_answer(pending) {
+            Some((outcome, _, values)) => (Some(outcome), values),
+            None => (None, Vec::new()),
+        };
+        if let (Some(Ok(Answer::Values(_))), Some(reply)) = (ours, reply) {
+            compare("GETALL", &reply.buffer[..values.len()], &values[..])?;
+        }
+        match (ours, reply) {
+            (None, None) => player.blocked = Some(pending),
+            (
+                Some(Ok(Answer::Attached(attachment))),
+                Some(Reply {
+                    result: address, ..
+                }),
+            ) if address > 0 => {
+                player.attaches.push((address, attachment.segment));
+            }
+            (Some(Ok(Answer::Value(id))), _) => match call {
+                Call::ShmGet { .. } if !self.segments.contains(&id) => self.segments.push(id),
+                Call::SemGet { .. } if !self.sets.contains(&id) => self.sets.push(id),
+                _ => {}
+            },
+            _ => {}
+        }
+        compare(
+            "the call",
+            native.map(|o| o.map(comparable)),
+            ours.map(|o| o.map(comparable)),
+        )
+    }
+
+    fn detach(&mut self, at: usize, nth: usize) -> Result<(), String> {
+        let player = &mut self.players[at];
+        if player.attaches.is_empty() {
+            return Ok(());
+        }
+        let (address, segment) = player.attaches.remove(nth % player.attaches.len());
+        let command = system_call(USERS[0], libc::SYS_shmdt, [address, 0, 0, 0], None);
+        let reply = player.worker.call(&command).map_err(text)?;
+        self.cluster.shmdt(&player.process, segment, 1);
+        compare("shmdt", reply.result, 0)
+    }
+
+    fn interrupt(&mut self, at: usize) -> Result<(), String> {
+        let player = &mut self.players[at];
+        let Some(pending) = player.blocked.take() else {
+            return Ok(());
+        };
+        player.worker.interrupt().map_err(text)?;
+        let native = player.worker.finish().map_err(text)?.result;
+        self.cluster.send(
+            pending.node,
+            ToCoordinator::Cancel {
+                id: pending.id,
+                errno: Errno::EINTR,
+            },
+        );
+        let ours = self.cluster.outcome(pending);
+        compare("the interrupted call", Some(value(native)), ours)
+    }
+
+    fn kill(&mut self, at: usize) -> Result<(), String> {
+        let successor = self.new_player(at)?;
+        let Player {
+            worker,
+            process,
+            blocked,
+            attaches,
+        } = std::mem::replace(&mut self.players[at], successor);
+        drop(worker);
+        self.cluster.exit(&process);
+        for (_, segment) in attaches {
+            self.cluster.shmdt(&process, segment, 1);
+        }
+        let answer = blocked.and_then(|pending| self.cluster.outcome(pending));
+        compare("an answer to the dead", None, answer)
+    }
+
+    /// Whoever is woken on one side is on the other, with the same result.
+    fn compare_waiters(&mut self) -> Result<(), String> {
+        for (at, player) in self.players.iter_mut().enumerate() {
+            let Some(pending) = player.blocked else {
+                continue;
+            };
+            let ours = self.cluster.outcome(pending);
+            let native = match ours {
+                Some(_) => Some(player.worker.finish().map_err(text)?),
+                None => player.worker.settle().map_err(text)?,
+            };
+            compare(
+                &format!("blocked worker {at}"),
+                native.map(|reply| value(reply.result)),
+                ours,
+            )?;
+            if ours.is_some() {
+                player.blocked = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// All that can be seen of all objects.
+    fn compare_objects(&mut self) -> Result<(), String> {
+        let mut calls = Vec::new();
+        for &id in &self.segments {
+            calls.push(Call::ShmCtl {
+                id,
+                command: ShmCommand::Stat(StatBy::Id),
+            });
+        }
+        for &id in &self.sets {
+            calls.push(Call::SemCtl {
+                id,
+                command: SemCommand::Stat(StatBy::Id),
+            });
+            for num in 0..4 {
+                let commands = [
+                    SemCommand::GetVal(num),
+                    SemCommand::GetPid(num),
+                    SemCommand::GetNcnt(num),
+                    SemCommand::GetZcnt(num),
+                ];
+                calls.extend(commands.map(|command| Call::SemCtl { id, command }));
+            }
+        }
+        for call in calls {
+            // SAFETY: every call in this list writes at most a buffer.
+            let native = outcome(call, &unsafe {
+                command(USERS[0], call, &[]).execute_here()
+            });
+            let ours = self.cluster.call(&root(self.nodes[0]), call, &[]);
+            compare(
+                &format!("{call:?}"),
+                native.map(comparable),
+                ours.map(comparable),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl IdChoice {
+    fn of(self, known: &[i32]) -> i32 {
+        // The latest ones, so that programs meet on live objects.
+        let at = known.len().saturating_sub(1 + self.nth);
+        known.get(at).copied().unwrap_or(0).wrapping_add(self.bent)
+    }
+}
+
+fn root(node: NodeId) -> Process {
+    support::root(node, 1)
+}
+
+fn compare<T: PartialEq + std::fmt::Debug>(what: &str, native: T, ours: T) -> Result<(), String> {
+    if native == ours {
+        Ok(())
+    } else {
+        Err(format!("{what}\n  kernel: {native:?}\n    core: {ours:?}"))
+    }
+}
+
+fn text(error: io::Error) -> String {
+    error.to_string()
+}
+
+/// An answer without what differs by nature: of times it keeps whether they are set, as both sides
+/// run within the same second or two.
+fn comparable(answer: Answer) -> Answer {
+    let set = |time: i64| time.signum();
+    match answer {
+        Answer::Segment(s) => {
+            let (atime, dtime, ctime) = (set(s.atime), set(s.dtime), set(s.ctime));
+            Answer::Segment(ShmStatus {
+                atime,
+                dtime,
+                ctime,
+                ..s
+            })
+        }
+        Answer::Set(s) => Answer::Set(SemStatus {
+            otime: set(s.otime),
+            ctime: set(s.ctime),
+            ..s
+        }),
+        // The kernel returns an address, or 0 and values that have been compared already.
+        Answer::Attached(_) | Answer::Values(_) => Answer::Value(0),
+        answer => answer,
+    }
+}
