@@ -348,12 +348,20 @@ impl Node {
             self.detached(segment, 1, pid);
         } else {
             let mapped = self.memory.map(space, attach, segment, address);
-            if let Err(error) = &mapped {
-                tracing::error!(segment = segment.0, pid, %error, "cannot track an attach");
-                self.detached(segment, 1, pid);
-            }
+            let outcome = match mapped {
+                Ok(ended) => {
+                    for covered in ended {
+                        self.detached(covered, 1, pid);
+                    }
+                    Ok(Answer::Value(0))
+                }
+                Err(error) => {
+                    tracing::error!(segment = segment.0, pid, %error, "cannot track an attach");
+                    self.detached(segment, 1, pid);
+                    Err(Errno::ENOMEM)
+                }
+            };
             if self.memory.is_tracked(segment) {
-                let outcome = mapped.map(|()| Answer::Value(0)).map_err(|_| Errno::ENOMEM);
                 self.answer(from, id, outcome, &[], None);
             }
         }
@@ -362,9 +370,10 @@ impl Node {
 
     fn on_detach(&mut self, from: ConnectionId, theirs: u64, caller: &Caller, address: u64) {
         let found = self.space_of(caller.pid).and_then(|space| self.memory.attach_at(space, address));
-        let Some((attach, segment, length)) = found else {
+        let (Some((attach, segment, length)), Some(space)) = (found, self.space_of(caller.pid)) else {
             return self.answer(from, theirs, Err(Errno::EINVAL), &[], None);
         };
+        self.memory.stop_counting(space, attach);
         let id = self.next_id();
         if let Some(connection) = self.connections.get_mut(&from) {
             connection.call = Some((theirs, id));
@@ -394,11 +403,8 @@ impl Node {
             self.detached(segment, 1, pid);
             self.try_arm(segment);
         }
-        if let Some(space) = self.space_of(pid) {
-            let gone = if self.device.is_some() { !self.memory.is_alive(space) } else { !local::maps_segments(pid) };
-            if gone {
-                self.end_space(space);
-            }
+        if let Some(space) = self.space_of(pid).filter(|space| !self.is_running(*space, Some(pid))) {
+            self.end_space(space);
         }
         self.settle();
     }
@@ -443,23 +449,30 @@ impl Node {
         }
     }
 
-    /// Whether some address space's end would go unnoticed without [`Node::probe`].
-    pub(crate) fn has_strangers(&self) -> bool {
-        self.spaces.values().any(|resident| resident.pid.is_none())
+    /// Whether the end of an address space would go unnoticed but for [`Node::probe`]: that of an
+    /// unknown process, or an exec by one that has no connection which would end with it.
+    fn is_quiet(&self, resident: &Resident) -> bool {
+        let connected = |pid| self.connections.values().any(|c| c.caller.as_ref().is_some_and(|caller| caller.pid == pid));
+        resident.pid.is_none_or(|pid| !connected(pid))
     }
 
-    /// Looks for the end of address spaces whose process is not known.
+    /// Looks for the end of address spaces that would go unnoticed.
     pub(crate) fn probe(&mut self) {
         let gone: Vec<SpaceId> = self
             .spaces
             .iter()
-            .filter(|(space, resident)| resident.pid.is_none() && !self.memory.is_alive(**space))
+            .filter(|(space, resident)| self.is_quiet(resident) && !self.is_running(**space, resident.pid))
             .map(|(space, _)| *space)
             .collect();
         for space in gone {
             self.end_space(space);
         }
         self.settle();
+    }
+
+    /// Whether an address space still exists.
+    fn is_running(&self, space: SpaceId, pid: Option<i32>) -> bool {
+        if self.device.is_some() { self.memory.is_alive(space) } else { pid.is_some_and(local::maps_segments) }
     }
 
     fn answer(

@@ -170,7 +170,7 @@ async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
         None => None,
     };
     let lock = if config.autostart { None } else { Some(Lock::take(&directory).map_err(in_directory)?) };
-    let listener = Rc::new(AsyncFd::new(start::listen(&directory).map_err(in_directory)?)?);
+    let listener = Rc::new(tasks::watch(start::listen(&directory).map_err(in_directory)?)?);
     drop(lock);
 
     let name = config.name.clone();

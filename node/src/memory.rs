@@ -36,7 +36,7 @@ use migshm_coherence::PageSet;
 use migshm_protocol::ids::{EXTENT_PAGES, PAGE_SIZE};
 use migshm_protocol::page::Access;
 use migshm_protocol::{Extent, Page, SegmentId};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::uffd::{Done, Event, Uffd};
 
@@ -62,8 +62,6 @@ pub enum Report {
         address: u64,
         /// Whether to write.
         write: bool,
-        /// Whether the page is there, only protected.
-        protected: bool,
         /// The touching thread.
         thread: i32,
     },
@@ -99,6 +97,8 @@ struct Mapping {
     address: u64,
     first_page: u32,
     pages: u32,
+    /// False once the process has leave to unmap it: it no longer counts as an attach.
+    counts: bool,
 }
 
 impl Mapping {
@@ -290,11 +290,8 @@ impl Memory {
         let mut ended = Vec::new();
         for segment_id in space.segments {
             let Some(segment) = self.segments.get_mut(&segment_id) else { continue };
-            let mut attaches: Vec<AttachId> =
-                segment.mappings.extract_if(.., |m| m.space == id).map(|m| m.attach).collect();
-            attaches.sort_unstable_by_key(|a| a.0);
-            attaches.dedup();
-            ended.push((segment_id, u32::try_from(attaches.len()).expect("attaches fit")));
+            ended.push((segment_id, segment.attaches(id)));
+            segment.mappings.retain(|m| m.space != id);
         }
         for waiters in self.waiting.values_mut() {
             waiters.retain(|(space, _)| *space != id);
@@ -313,7 +310,7 @@ impl Memory {
         for id in &segments {
             let Some(segment) = self.segments.get_mut(id) else { continue };
             let copies: Vec<Mapping> =
-                segment.mappings.iter().filter(|m| m.space == parent).map(|m| Mapping { space: child, ..*m }).collect();
+                segment.mappings.iter().filter(|m| m.space == parent).map(|m| Mapping { space: child, counts: true, ..*m }).collect();
             segment.mappings.extend(copies);
         }
         if let Some(space) = self.spaces.get_mut(&child) {
@@ -325,33 +322,38 @@ impl Memory {
     #[must_use]
     pub fn attaches(&self, id: SpaceId) -> Vec<(SegmentId, u32)> {
         let Some(space) = self.spaces.get(&id) else { return Vec::new() };
-        let count = |segment: &Segment| {
-            let mut attaches: Vec<u64> = segment.mappings.iter().filter(|m| m.space == id).map(|m| m.attach.0).collect();
-            attaches.sort_unstable();
-            attaches.dedup();
-            u32::try_from(attaches.len()).expect("attaches fit")
-        };
-        space.segments.iter().filter_map(|s| Some((*s, count(self.segments.get(s)?)))).collect()
+        space.segments.iter().filter_map(|s| Some((*s, self.segments.get(s)?.attaches(id)))).collect()
     }
 
-    /// Records where an attach was mapped, and registers it if the segment is tracked.
+    /// Records where an attach was mapped, and registers it if the segment is tracked. Returns
+    /// the segments of attaches of which it left nothing (`SHM_REMAP`).
     ///
     /// # Errors
     /// Those of `UFFDIO_REGISTER`; `AddrInUse` if the process says to have two attaches there.
-    pub fn map(&mut self, space: SpaceId, attach: AttachId, segment: SegmentId, address: u64) -> io::Result<()> {
+    pub fn map(
+        &mut self,
+        space: SpaceId,
+        attach: AttachId,
+        segment: SegmentId,
+        address: u64,
+    ) -> io::Result<Vec<SegmentId>> {
         let entry = self.segments.get(&segment).ok_or(io::ErrorKind::NotFound)?;
-        let mapping = Mapping { space, attach, address, first_page: 0, pages: entry.pages };
+        let mapping = Mapping { space, attach, address, first_page: 0, pages: entry.pages, counts: true };
         let tracked = entry.own.is_some();
         if address % PAGE != 0 || address.checked_add(u64::from(entry.pages) * PAGE).is_none() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        // What SHM_REMAP mapped over is gone.
-        self.carve(space, address, mapping.end());
+        let covered = self.carve(space, address, mapping.end());
+        let ended = covered.into_iter().filter(|(id, old)| {
+            let rest = &self.segments[id].mappings;
+            old.counts && !rest.iter().any(|m| m.space == space && m.attach == old.attach)
+        });
+        let ended = ended.map(|(id, _)| id).collect();
         if tracked {
             self.register(&mapping)?;
         }
         self.link(mapping, segment);
-        Ok(())
+        Ok(ended)
     }
 
     fn link(&mut self, mapping: Mapping, segment: SegmentId) {
@@ -367,10 +369,20 @@ impl Memory {
     #[must_use]
     pub fn attach_at(&self, space: SpaceId, address: u64) -> Option<(AttachId, SegmentId, u64)> {
         let (segment, mapping) = self.mapping_at(space, address)?;
-        (mapping.address == address && mapping.first_page == 0).then(|| {
+        (mapping.address == address && mapping.first_page == 0 && mapping.counts).then(|| {
             let length = u64::from(self.segments[&segment].pages) * PAGE;
             (mapping.attach, segment, length)
         })
+    }
+
+    /// Stops counting an attach that the process is about to unmap. It is served until
+    /// [`Memory::unmap`], as other threads may still touch it.
+    pub fn stop_counting(&mut self, space: SpaceId, attach: AttachId) {
+        for segment in self.segments.values_mut() {
+            for mapping in segment.mappings.iter_mut().filter(|m| m.space == space && m.attach == attach) {
+                mapping.counts = false;
+            }
+        }
     }
 
     /// Forgets an attach that the process has unmapped, and lets go any thread that still waits
@@ -442,8 +454,8 @@ impl Memory {
         }
         for event in events {
             match event {
-                Event::Fault { address, write, protected, thread } => {
-                    self.reports.push_back((space, Report::Fault { address, write, protected, thread }));
+                Event::Fault { address, write, thread } => {
+                    self.reports.push_back((space, Report::Fault { address, write, thread }));
                 }
                 Event::Fork(uffd) => {
                     let child = SpaceId(self.next_id());
@@ -654,6 +666,13 @@ impl migshm_coherence::Memory for Memory {
 }
 
 impl Segment {
+    /// How many attaches an address space has.
+    fn attaches(&self, space: SpaceId) -> u32 {
+        let of_space = self.mappings.iter().filter(|m| m.space == space && m.counts);
+        let attaches: FxHashSet<AttachId> = of_space.map(|m| m.attach).collect();
+        u32::try_from(attaches.len()).expect("attaches fit")
+    }
+
     /// Offset of the first page at or after `offset` that is not a hole.
     fn next_data(&self, offset: u64) -> Option<u64> {
         let offset = libc::off_t::try_from(offset).ok()?;

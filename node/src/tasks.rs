@@ -18,6 +18,7 @@ use tokio::task::{AbortHandle, spawn_local};
 use crate::daemon::{ConnectionId, Node, Shared};
 use crate::local::Socket;
 use crate::memory::SpaceId;
+use crate::uffd::Uffd;
 
 /// How often address spaces that the kernel does not report the end of are looked at.
 const PROBE_INTERVAL: Duration = Duration::from_millis(200);
@@ -29,6 +30,22 @@ fn is_later(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
+/// Readiness of a descriptor.
+///
+/// # Errors
+/// Those of `epoll_ctl(2)`.
+pub fn watch<T: OwnsDescriptor>(descriptor: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: an `OwnsDescriptor` keeps one descriptor open, and the same, for as long as it lives.
+    unsafe { AsyncFd::register(descriptor) }.map_err(io::Error::from)
+}
+
+/// What owns one descriptor from its making to its end.
+pub trait OwnsDescriptor: AsRawFd {}
+impl OwnsDescriptor for OwnedFd {}
+impl OwnsDescriptor for Socket {}
+impl OwnsDescriptor for Rc<OwnedFd> {}
+impl OwnsDescriptor for Rc<Uffd> {}
+
 /// Accepts local processes, for ever.
 pub async fn accept_local(node: Shared, listener: Rc<AsyncFd<Socket>>) -> io::Result<()> {
     loop {
@@ -36,7 +53,7 @@ pub async fn accept_local(node: Shared, listener: Rc<AsyncFd<Socket>>) -> io::Re
         match listener.get_ref().accept() {
             Ok(socket) => {
                 let id = ConnectionId(node.borrow_mut().next_id());
-                let socket = Rc::new(AsyncFd::new(socket)?);
+                let socket = Rc::new(watch(socket)?);
                 let task = spawn_local(serve_connection(Rc::clone(&node), id, Rc::clone(&socket)));
                 node.borrow_mut().on_connect(id, socket, task.abort_handle());
             }
@@ -72,7 +89,7 @@ pub fn watch_space(node: &Node, space: SpaceId) -> Option<AbortHandle> {
     let uffd = node.memory.uffd(space)?;
     let node = Weak::clone(&node.this);
     let task = spawn_local(async move {
-        let watched = AsyncFd::new(uffd).inspect_err(|error| tracing::error!(%error, "cannot watch a userfaultfd"));
+        let watched = watch(uffd).inspect_err(|error| tracing::error!(%error, "cannot watch a userfaultfd"));
         let Ok(watched) = watched else { return };
         while let Ok(mut ready) = watched.readable().await {
             // Cleared first: an event that comes while these are read makes it ready again.
@@ -90,7 +107,7 @@ pub fn watch_space(node: &Node, space: SpaceId) -> Option<AbortHandle> {
 pub fn watch_process(node: &Node, pid: i32, pidfd: Rc<OwnedFd>) -> AbortHandle {
     let node = Weak::clone(&node.this);
     let task = spawn_local(async move {
-        let Ok(watched) = AsyncFd::new(pidfd) else { return };
+        let Ok(watched) = watch(pidfd) else { return };
         let ended = watched.readable().await.is_ok();
         if let Some(node) = node.upgrade().filter(|_| ended) {
             node.borrow_mut().on_exit(pid);
@@ -104,9 +121,7 @@ pub async fn probe(node: Shared) {
     let mut interval = tokio::time::interval(PROBE_INTERVAL);
     loop {
         interval.tick().await;
-        if node.borrow().has_strangers() {
-            node.borrow_mut().probe();
-        }
+        node.borrow_mut().probe();
     }
 }
 
@@ -126,7 +141,7 @@ impl Timer {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: `fd` is a descriptor that nothing else owns.
-        Ok(Timer(AsyncFd::new(unsafe { OwnedFd::from_raw_fd(fd) })?))
+        Ok(Timer(watch(unsafe { OwnedFd::from_raw_fd(fd) })?))
     }
 
     /// Sets it to a time on the monotonic clock, in nanoseconds.

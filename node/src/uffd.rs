@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use migshm_protocol::ids::PAGE_SIZE;
 
@@ -102,8 +102,6 @@ pub enum Event {
         address: u64,
         /// Whether it wants to write.
         write: bool,
-        /// Whether the page is there, only protected.
-        protected: bool,
         /// The thread's id in its pid namespace.
         thread: i32,
     },
@@ -297,7 +295,6 @@ impl Uffd {
                 EVENT_PAGEFAULT => events.push(Event::Fault {
                     address: b & !(PAGE_SIZE as u64 - 1),
                     write: a & (FAULT_WRITE | FAULT_WP) != 0,
-                    protected: a & FAULT_WP != 0,
                     #[allow(clippy::cast_possible_truncation, reason = "a 32-bit field")]
                     thread: c as u32 as i32,
                 }),
@@ -312,6 +309,12 @@ impl Uffd {
             }
         }
         Ok(())
+    }
+}
+
+impl AsFd for Uffd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
