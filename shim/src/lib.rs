@@ -27,7 +27,7 @@
 //! - **No `malloc`, no lock**: System V calls are made in signal handlers, in constructors before
 //!   `main`, in the child of a fork of a threaded program. All state is static or mapped, and is
 //!   handed over by atomics; strings have a fixed capacity. What a fork does to the state is told
-//!   in [`process`].
+//!   in `process.rs`.
 //! - **Nothing at all until the first call**: the constructor registers a fork handler, which
 //!   does nothing in a process that has made no call.
 //! - **No unwinding into C**: a panic ends as `ENOSYS`. No cancellation point either: semop(2) is

@@ -141,6 +141,12 @@ static void *all(void *unused)
     return unused;
 }
 
+#ifdef CONSTRUCTOR
+__attribute__((constructor)) static void construct(void)
+{
+    all(NULL);
+}
+#else
 static void by_number(void)
 {
     struct sembuf operation = {0, 1, 0};
@@ -185,12 +191,6 @@ static void reap(pid_t child)
     CHECK(child > 0 && waitpid(child, &how, 0) == child && WIFEXITED(how) && WEXITSTATUS(how) == 0);
 }
 
-#ifdef CONSTRUCTOR
-__attribute__((constructor)) static void construct(void)
-{
-    all(NULL);
-}
-#else
 int main(int argc, char **argv)
 {
     const char *from = argc > 1 ? argv[1] : "main";

@@ -1,6 +1,8 @@
 /* Blocked operations, and what ends them. */
 #include "fake.h"
 
+#include <pthread.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <sys/time.h>
 #include <time.h>
@@ -28,6 +30,24 @@ static void alarm_in_50_ms(void)
     struct itimerval timer = {.it_value = {.tv_usec = 50000}};
     handled = 0;
     setitimer(ITIMER_REAL, &timer, NULL);
+}
+
+/* semop is no cancellation point, so the cancellation waits until the call has ended. */
+static void *cancelled_within(void *call_ended)
+{
+    struct sembuf operation = {0, -1, 0};
+    struct timespec timeout = {0, 300000000};
+    FAILS(semtimedop(BLOCKS, &operation, 1, &timeout), EAGAIN);
+    *(int *)call_ended = 1;
+    pthread_testcancel();
+    return NULL;
+}
+
+static sigjmp_buf escape;
+
+static void jump(int signal)
+{
+    siglongjmp(escape, signal);
 }
 
 int main(void)
@@ -67,5 +87,24 @@ int main(void)
     alarm_in_50_ms();
     FAILS(semtimedop(BLOCKS, &operation, 1, &timeout), EINTR);
     CHECK(semtimedop(COMPLETES, &operation, 1, NULL) == 0);
+
+    int call_ended = 0;
+    void *result;
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, cancelled_within, &call_ended) == 0);
+    usleep(100000);
+    CHECK(pthread_cancel(thread) == 0 && pthread_join(thread, &result) == 0);
+    CHECK(call_ended && result == PTHREAD_CANCELED);
+
+    /* A handler that never returns costs a connection, no more. */
+    signal(SIGALRM, jump);
+    for (volatile int i = 0; i < 5; i++) {
+        if (sigsetjmp(escape, 1) == 0) {
+            alarm_in_50_ms();
+            semop(BLOCKS, &operation, 1);
+            CHECK(!"interrupted without the handler");
+        }
+        CHECK(semop(COMPLETES, &operation, 1) == 0);
+    }
     return 0;
 }
