@@ -18,8 +18,9 @@ const ROUNDS: usize = 4_000;
 /// Turns of each kind, alternating, so that both see the same noise.
 const TURNS: usize = 6;
 const PAGE: usize = 4096;
-/// Pages of the bulk transfer: 1 GiB.
-const BULK_PAGES: usize = 256 << 10;
+/// The bulk transfer: 1 GiB, asked for in batches of 4 MiB, of which two are on their way.
+const BATCHES: usize = 256;
+const BATCH_PAGES: usize = 1024;
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// Bytes there and back, on the wire in both cases.
@@ -29,8 +30,16 @@ struct Shape {
     response: usize,
 }
 
-const SHAPES: [Shape; 2] =
-    [Shape { request: 64, response: 64 }, Shape { request: 16, response: 16 + PAGE }];
+const SHAPES: [Shape; 2] = [
+    Shape {
+        request: 64,
+        response: 64,
+    },
+    Shape {
+        request: 16,
+        response: 16 + PAGE,
+    },
+];
 
 /// First frame of every link: what the server is to do.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -71,7 +80,10 @@ fn bench() -> Peer {
 }
 
 fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
 }
 
 /// A server in a thread and runtime of its own.
@@ -81,7 +93,8 @@ fn start_server(pki: &Path) -> SocketAddr {
     std::thread::spawn(move || {
         runtime().block_on(async {
             let endpoint = Endpoint::bind(LOOPBACK, &identity).expect("an endpoint");
-            tell.send(endpoint.local_address().expect("an address")).expect("a listener");
+            tell.send(endpoint.local_address().expect("an address"))
+                .expect("a listener");
             while let Some(incoming) = endpoint.accept().await {
                 tokio::spawn(async move {
                     // A client that is done drops its link.
@@ -115,7 +128,7 @@ async fn serve(mut link: Link) -> Option<Infallible> {
         }
         Job::Bulk => loop {
             link.receiver.next().await.ok()?;
-            for _ in 0..BULK_PAGES {
+            for _ in 0..BATCH_PAGES {
                 answer(&link, PAGE);
             }
         },
@@ -132,7 +145,10 @@ fn answer(link: &Link, size: usize) {
 }
 
 async fn open(endpoint: &Endpoint, server: SocketAddr, job: Job) -> Link {
-    let link = endpoint.connect(server, &Peer::Coordinator).await.expect("a link");
+    let link = endpoint
+        .connect(server, &Peer::Coordinator)
+        .await
+        .expect("a link");
     link.sender.send(&job, &[]);
     link
 }
@@ -172,11 +188,14 @@ async fn bulk(endpoint: &Endpoint, server: SocketAddr) {
     let mut link = open(endpoint, server, Job::Bulk).await;
     link.sender.send(&(), &[]);
     let start = Instant::now();
-    for _ in 0..BULK_PAGES {
-        link.receiver.next().await.expect("a page");
+    for _ in 0..BATCHES {
+        link.sender.send(&(), &[]);
+        for _ in 0..BATCH_PAGES {
+            link.receiver.next().await.expect("a page");
+        }
     }
     let seconds = start.elapsed().as_secs_f64();
-    let bits = (BULK_PAGES * PAGE * 8) as f64;
+    let bits = (BATCHES * BATCH_PAGES * PAGE * 8) as f64;
     println!("bulk, 4 KiB frames: {:.2} Gbit/s", bits / seconds / 1e9);
 }
 
@@ -191,13 +210,21 @@ impl Quantiles {
     fn of(mut times: Vec<f64>) -> Quantiles {
         times.sort_by(f64::total_cmp);
         let at = |percent: usize| times[times.len() * percent / 100];
-        Quantiles { p50: at(50), p90: at(90), p99: at(99) }
+        Quantiles {
+            p50: at(50),
+            p90: at(90),
+            p99: at(99),
+        }
     }
 }
 
 impl fmt::Display for Quantiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "p50 {:6.1} us  p90 {:6.1} us  p99 {:6.1} us", self.p50, self.p90, self.p99)
+        write!(
+            f,
+            "p50 {:6.1} us  p90 {:6.1} us  p99 {:6.1} us",
+            self.p50, self.p90, self.p99
+        )
     }
 }
 

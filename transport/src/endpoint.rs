@@ -60,13 +60,17 @@ impl Endpoint {
     /// The address is not free or not this host's; the identity does not work.
     pub fn bind(address: SocketAddr, identity: &Identity) -> Result<Endpoint, EndpointError> {
         let unbound = |source| EndpointError::Bind { address, source };
-        let unusable = |source| EndpointError::Identity { peer: identity.peer().clone(), source };
+        let unusable = |source| EndpointError::Identity {
+            peer: identity.peer().clone(),
+            source,
+        };
         let server = server_config(identity, &alpn()).map_err(unusable)?;
         let client = client_config(identity, &alpn()).map_err(unusable)?;
         let socket = UdpSocket::bind(address).map_err(unbound)?;
         tuning::enlarge_buffers(&socket);
         let runtime = Arc::new(quinn::TokioRuntime);
-        let mut endpoint = quinn::Endpoint::new(tuning::endpoint(), Some(server), socket, runtime).map_err(unbound)?;
+        let mut endpoint = quinn::Endpoint::new(tuning::endpoint(), Some(server), socket, runtime)
+            .map_err(unbound)?;
         endpoint.set_default_client_config(client);
         Ok(Endpoint(endpoint))
     }
@@ -125,25 +129,38 @@ impl Incoming {
     pub async fn link(self) -> Result<Link, LinkError> {
         let opening = async {
             let connection = self.0.accept()?.await?;
-            let peer = certified_peer(&connection)
-                .ok_or_else(|| LinkError::PeerUntrusted("it names no node and no coordinator".to_owned()));
-            let peer = peer.inspect_err(|error| connection.close(VarInt::from_u32(1), error.to_string().as_bytes()))?;
+            let peer = certified_peer(&connection).ok_or_else(|| {
+                LinkError::PeerUntrusted("it names no node and no coordinator".to_owned())
+            });
+            let peer = peer.inspect_err(|error| {
+                connection.close(VarInt::from_u32(1), error.to_string().as_bytes())
+            })?;
             let stream = connection.accept_bi().await?;
             Ok(Link::new(peer, connection, stream))
         };
-        tokio::time::timeout(OPENING_TIMEOUT, opening).await.unwrap_or(Err(LinkError::Silent))
+        tokio::time::timeout(OPENING_TIMEOUT, opening)
+            .await
+            .unwrap_or(Err(LinkError::Silent))
     }
 }
 
 /// The identity that TLS has verified.
 fn certified_peer(connection: &quinn::Connection) -> Option<Peer> {
-    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    let chain = connection
+        .peer_identity()?
+        .downcast::<Vec<CertificateDer<'static>>>()
+        .ok()?;
     Peer::of_certificate(chain.first()?)
 }
 
 /// Whether the key of an identity is that of its certificate.
 pub(crate) fn key_fits(identity: &Identity) -> bool {
-    CertifiedKey::from_der(vec![identity.certificate.clone()], identity.key.clone_key(), &provider()).is_ok()
+    CertifiedKey::from_der(
+        vec![identity.certificate.clone()],
+        identity.key.clone_key(),
+        &provider(),
+    )
+    .is_ok()
 }
 
 fn provider() -> CryptoProvider {
@@ -174,7 +191,8 @@ fn client_config(identity: &Identity, alpn: &[u8]) -> Result<ClientConfig, rustl
         .with_client_auth_cert(vec![identity.certificate.clone()], identity.key.clone_key())?;
     tls.alpn_protocols = vec![alpn.to_vec()];
     tls.resumption = Resumption::disabled();
-    let quic = QuicClientConfig::try_from(tls).expect("QUIC's initial cipher is among the provider's");
+    let quic =
+        QuicClientConfig::try_from(tls).expect("QUIC's initial cipher is among the provider's");
     let mut config = ClientConfig::new(Arc::new(quic));
     config.transport_config(tuning::transport());
     Ok(config)
@@ -182,16 +200,18 @@ fn client_config(identity: &Identity, alpn: &[u8]) -> Result<ClientConfig, rustl
 
 fn server_config(identity: &Identity, alpn: &[u8]) -> Result<ServerConfig, rustls::Error> {
     let provider = Arc::new(provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots(identity)?, Arc::clone(&provider))
-        .build()
-        .expect("there is a root and no revocation list");
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(roots(identity)?, Arc::clone(&provider))
+            .build()
+            .expect("there is a root and no revocation list");
     let mut tls = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(verifier)
         .with_single_cert(vec![identity.certificate.clone()], identity.key.clone_key())?;
     tls.alpn_protocols = vec![alpn.to_vec()];
     tls.send_tls13_tickets = 0;
-    let quic = QuicServerConfig::try_from(tls).expect("QUIC's initial cipher is among the provider's");
+    let quic =
+        QuicServerConfig::try_from(tls).expect("QUIC's initial cipher is among the provider's");
     let mut config = ServerConfig::with_crypto(Arc::new(quic));
     config.transport_config(tuning::transport());
     Ok(config)

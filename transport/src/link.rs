@@ -58,7 +58,10 @@ pub enum LinkError {
     #[error("the peer has restarted")]
     Restarted,
     /// The peer's major version is another.
-    #[error("the peer speaks another protocol version than {}", migshm_protocol::VERSION)]
+    #[error(
+        "the peer speaks another protocol version than {}",
+        migshm_protocol::VERSION
+    )]
     OtherVersion,
     /// This side does not trust the peer's certificate, or it is not the expected peer's.
     #[error("the peer's certificate is refused: {0}")]
@@ -119,7 +122,12 @@ impl Link {
         connection: Connection,
         (stream, incoming): (SendStream, RecvStream),
     ) -> Link {
-        let out = Out { stream, backlog: VecDeque::new(), backlog_bytes: 0, finishing: false };
+        let out = Out {
+            stream,
+            backlog: VecDeque::new(),
+            backlog_bytes: 0,
+            finishing: false,
+        };
         Link {
             peer,
             address: connection.remote_address(),
@@ -129,7 +137,10 @@ impl Link {
                 chunk: Bytes::new(),
                 partial: BytesMut::new(),
             },
-            sender: FrameSender(Arc::new(Shared { connection, out: Mutex::new(out) })),
+            sender: FrameSender(Arc::new(Shared {
+                connection,
+                out: Mutex::new(out),
+            })),
         }
     }
 
@@ -142,7 +153,10 @@ impl Link {
     #[must_use]
     pub fn into_stream(self) -> (SendStream, RecvStream) {
         let shared = Arc::into_inner(self.sender.0).expect("the sender has no clones");
-        let out = shared.out.into_inner().expect("no code panics under this lock");
+        let out = shared
+            .out
+            .into_inner()
+            .expect("no code panics under this lock");
         (out.stream, self.receiver.stream)
     }
 }
@@ -224,7 +238,9 @@ impl FrameSender {
         if !idle {
             if out.backlog_bytes > MAX_BACKLOG {
                 out.clear();
-                self.0.connection.close(VIOLATION, b"the peer does not keep up");
+                self.0
+                    .connection
+                    .close(VIOLATION, b"the peer does not keep up");
             }
             return;
         }
@@ -237,7 +253,9 @@ impl FrameSender {
 
     fn unsendable(&self, error: &CodecError) {
         tracing::error!(%error, peer = %self.0.connection.remote_address(), "closing a link on a frame that cannot be sent");
-        self.0.connection.close(VIOLATION, error.to_string().as_bytes());
+        self.0
+            .connection
+            .close(VIOLATION, error.to_string().as_bytes());
     }
 }
 
@@ -385,17 +403,23 @@ impl FrameReceiver {
         {
             let length = FRAME_HEADER + codec::frame_length(header)?;
             if self.chunk.len() >= length {
-                return Ok(Some(Frame(self.chunk.split_to(length).slice(FRAME_HEADER..))));
+                return Ok(Some(Frame(
+                    self.chunk.split_to(length).slice(FRAME_HEADER..),
+                )));
             }
         }
         self.gather(FRAME_HEADER);
-        let Some(&header) = self.partial.first_chunk() else { return Ok(None) };
+        let Some(&header) = self.partial.first_chunk() else {
+            return Ok(None);
+        };
         let length = FRAME_HEADER + codec::frame_length(header)?;
         self.gather(length);
         if self.partial.len() < length {
             return Ok(None);
         }
-        Ok(Some(Frame(self.partial.split().freeze().slice(FRAME_HEADER..))))
+        Ok(Some(Frame(
+            self.partial.split().freeze().slice(FRAME_HEADER..),
+        )))
     }
 
     /// Moves bytes from `chunk` to `partial`, up to `length` there.
@@ -418,7 +442,9 @@ const ALERT_NO_APPLICATION_PROTOCOL: u8 = 120;
 
 /// The TLS alert in a QUIC error code (RFC 9001, 4.8).
 fn tls_alert(code: quinn::TransportErrorCode) -> Option<u8> {
-    u64::from(code).checked_sub(0x100).and_then(|alert| u8::try_from(alert).ok())
+    u64::from(code)
+        .checked_sub(0x100)
+        .and_then(|alert| u8::try_from(alert).ok())
 }
 
 /// What the TLS alerts about certificates mean (RFC 8446, 6).

@@ -39,7 +39,9 @@ impl Peer {
     /// [`BadName`] unless `name` is a lower-case DNS label (as a certificate needs) and names no
     /// other certificate's file.
     pub fn node(name: &str) -> Result<Peer, BadName> {
-        let letters = name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
+        let letters = name
+            .bytes()
+            .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
         let ends = !name.starts_with('-') && !name.ends_with('-');
         let length = (1..=MAX_NAME).contains(&name.len());
         let free = name != AUTHORITY && name != COORDINATOR;
@@ -71,7 +73,9 @@ impl Peer {
     pub(crate) fn of_certificate(certificate: &CertificateDer<'_>) -> Option<Peer> {
         let certificate = webpki::EndEntityCert::try_from(certificate).ok()?;
         let mut names = certificate.valid_dns_names();
-        let (name, None) = (names.next()?, names.next()) else { return None };
+        let (name, None) = (names.next()?, names.next()) else {
+            return None;
+        };
         match name.strip_suffix(NODE_SUFFIX) {
             Some(node) => Peer::node(node).ok(),
             None => (name == COORDINATOR_DNS).then_some(Peer::Coordinator),
@@ -97,7 +101,18 @@ mod tests {
         for good in ["n", "node1", "rack-3-7", &"a".repeat(MAX_NAME)] {
             assert!(Peer::node(good).is_ok(), "{good}");
         }
-        for bad in ["", "Node", "a.b", "a/b", "-a", "a-", "..", "ca", "coordinator", &"a".repeat(MAX_NAME + 1)] {
+        for bad in [
+            "",
+            "Node",
+            "a.b",
+            "a/b",
+            "-a",
+            "a-",
+            "..",
+            "ca",
+            "coordinator",
+            &"a".repeat(MAX_NAME + 1),
+        ] {
             assert!(Peer::node(bad).is_err(), "{bad}");
         }
     }

@@ -54,7 +54,11 @@ pub enum PkiError {
     Exposed { path: PathBuf },
     /// A file does not contain what its name says.
     #[error("{} does not hold a {expected} in PEM: {reason}", path.display())]
-    Malformed { path: PathBuf, expected: &'static str, reason: String },
+    Malformed {
+        path: PathBuf,
+        expected: &'static str,
+        reason: String,
+    },
     /// A certificate was issued by another authority.
     #[error("{} was not issued by {}; copy the ca.pem of the cluster that issued it, or issue it anew", path.display(), authority.display())]
     OtherAuthority { path: PathBuf, authority: PathBuf },
@@ -128,7 +132,11 @@ impl Identity {
 /// # Errors
 /// [`PkiError::Exists`], [`PkiError::Io`].
 pub fn create_authority(directory: &Path) -> Result<(), PkiError> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io_error(directory))?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(io_error(directory))?;
     let key = KeyPair::generate()?;
     let certificate = authority_params(AUTHORITY_VALIDITY).self_signed(&key)?;
     write_pair(directory, AUTHORITY, &certificate.pem(), &key)
@@ -157,13 +165,17 @@ pub fn issue(directory: &Path, peer: &Peer, validity: Duration) -> Result<(), Pk
     (params.not_before, params.not_after) = lifetime(validity);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     // A node is a client to the coordinator and to older nodes, and a server to younger ones.
-    params.extended_key_usages =
-        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
     params.use_authority_key_identifier_extension = true;
     let key = KeyPair::generate()?;
     let certificate = params.signed_by(&key, &issuer)?;
 
-    let authority = read_certificate(&certificate_path(directory, AUTHORITY), || no_authority(directory))?;
+    let authority = read_certificate(&certificate_path(directory, AUTHORITY), || {
+        no_authority(directory)
+    })?;
     if verify(certificate.der(), &authority, UnixTime::now()).is_err() {
         return Err(PkiError::OtherKey {
             key: authority_key_path,
@@ -183,7 +195,9 @@ pub fn list(directory: &Path) -> Result<Vec<(Peer, Result<SystemTime, PkiError>)
     let mut peers = Vec::new();
     for entry in fs::read_dir(directory).map_err(io_error(directory))? {
         let name = entry.map_err(io_error(directory))?.file_name();
-        let Some(stem) = name.to_str().and_then(|n| n.strip_suffix(".pem")) else { continue };
+        let Some(stem) = name.to_str().and_then(|n| n.strip_suffix(".pem")) else {
+            continue;
+        };
         let peer = if stem == Peer::Coordinator.file_stem() {
             Some(Peer::Coordinator)
         } else {
@@ -195,7 +209,8 @@ pub fn list(directory: &Path) -> Result<Vec<(Peer, Result<SystemTime, PkiError>)
     Ok(peers
         .into_iter()
         .map(|peer| {
-            let expires = Certificate::load(directory, &peer).map(|certificate| certificate.expires);
+            let expires =
+                Certificate::load(directory, &peer).map(|certificate| certificate.expires);
             (peer, expires)
         })
         .collect())
@@ -215,23 +230,35 @@ impl Certificate {
         let path = certificate_path(directory, peer.file_stem());
         let der = read_certificate(&path, || not_issued(peer))?;
         let expires = verify(&der, &authority, UnixTime::now()).map_err(|error| match error {
-            webpki::Error::CertExpired { not_after, .. } => {
-                PkiError::Expired { path: path.clone(), day: day(not_after) }
-            }
-            webpki::Error::CertNotValidYet { not_before, .. } => {
-                PkiError::NotYetValid { path: path.clone(), day: day(not_before) }
-            }
+            webpki::Error::CertExpired { not_after, .. } => PkiError::Expired {
+                path: path.clone(),
+                day: day(not_after),
+            },
+            webpki::Error::CertNotValidYet { not_before, .. } => PkiError::NotYetValid {
+                path: path.clone(),
+                day: day(not_before),
+            },
             webpki::Error::BadDer => PkiError::Malformed {
                 path: path.clone(),
                 expected: "certificate",
                 reason: error.to_string(),
             },
-            _ => PkiError::OtherAuthority { path: path.clone(), authority: authority_path.clone() },
+            _ => PkiError::OtherAuthority {
+                path: path.clone(),
+                authority: authority_path.clone(),
+            },
         })?;
         if Peer::of_certificate(&der).as_ref() != Some(peer) {
-            return Err(PkiError::OtherPeer { path, expected: peer.clone() });
+            return Err(PkiError::OtherPeer {
+                path,
+                expected: peer.clone(),
+            });
         }
-        Ok(Certificate { der, authority, expires })
+        Ok(Certificate {
+            der,
+            authority,
+            expires,
+        })
     }
 }
 
@@ -246,7 +273,9 @@ fn verify(
     let check = |now| {
         certificate
             .verify_for_usage(
-                rustls::crypto::ring::default_provider().signature_verification_algorithms.all,
+                rustls::crypto::ring::default_provider()
+                    .signature_verification_algorithms
+                    .all,
                 std::slice::from_ref(&anchor),
                 &[],
                 now,
@@ -285,7 +314,10 @@ fn common_name(name: &str) -> DistinguishedName {
 
 fn lifetime(validity: Duration) -> (OffsetDateTime, OffsetDateTime) {
     let now = SystemTime::now();
-    (OffsetDateTime::from(now - CLOCK_SKEW), OffsetDateTime::from(now + validity))
+    (
+        OffsetDateTime::from(now - CLOCK_SKEW),
+        OffsetDateTime::from(now + validity),
+    )
 }
 
 fn day(time: UnixTime) -> String {
@@ -303,24 +335,38 @@ fn key_path(directory: &Path, stem: &str) -> PathBuf {
 }
 
 fn no_authority(directory: &Path) -> String {
-    format!("create the authority with `migshm pki init --dir {}`, or copy it here", directory.display())
+    format!(
+        "create the authority with `migshm pki init --dir {}`, or copy it here",
+        directory.display()
+    )
 }
 
 fn not_issued(peer: &Peer) -> String {
     match peer {
         Peer::Coordinator => "issue it with `migshm pki coordinator`, or copy it here".to_owned(),
-        Peer::Node(name) => format!("issue it with `migshm pki node --name {name}`, or copy it here"),
+        Peer::Node(name) => {
+            format!("issue it with `migshm pki node --name {name}`, or copy it here")
+        }
     }
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> PkiError + '_ {
-    |source| PkiError::Io { path: path.to_owned(), source }
+    |source| PkiError::Io {
+        path: path.to_owned(),
+        source,
+    }
 }
 
 fn read_pem(path: &Path, remedy: impl FnOnce() -> String) -> Result<Vec<u8>, PkiError> {
     fs::read(path).map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => PkiError::Missing { path: path.to_owned(), remedy: remedy() },
-        _ => PkiError::Io { path: path.to_owned(), source },
+        io::ErrorKind::NotFound => PkiError::Missing {
+            path: path.to_owned(),
+            remedy: remedy(),
+        },
+        _ => PkiError::Io {
+            path: path.to_owned(),
+            source,
+        },
     })
 }
 
@@ -337,9 +383,14 @@ fn read_certificate(
 
 fn read_key(path: &Path, peer: &Peer) -> Result<PrivateKeyDer<'static>, PkiError> {
     let pem = read_pem(path, || not_issued(peer))?;
-    let mode = fs::metadata(path).map_err(io_error(path))?.permissions().mode();
+    let mode = fs::metadata(path)
+        .map_err(io_error(path))?
+        .permissions()
+        .mode();
     if mode & 0o007 != 0 {
-        return Err(PkiError::Exposed { path: path.to_owned() });
+        return Err(PkiError::Exposed {
+            path: path.to_owned(),
+        });
     }
     PrivateKeyDer::from_pem_slice(&pem).map_err(|error| PkiError::Malformed {
         path: path.to_owned(),
@@ -349,10 +400,17 @@ fn read_key(path: &Path, peer: &Peer) -> Result<PrivateKeyDer<'static>, PkiError
 }
 
 /// Writes the key, then the certificate; refuses if either exists.
-fn write_pair(directory: &Path, stem: &str, certificate: &str, key: &KeyPair) -> Result<(), PkiError> {
+fn write_pair(
+    directory: &Path,
+    stem: &str,
+    certificate: &str,
+    key: &KeyPair,
+) -> Result<(), PkiError> {
     let certificate_path = certificate_path(directory, stem);
     if certificate_path.exists() {
-        return Err(PkiError::Exists { path: certificate_path });
+        return Err(PkiError::Exists {
+            path: certificate_path,
+        });
     }
     write_new(key_path(directory, stem), &key.serialize_pem(), 0o600)?;
     write_new(certificate_path, certificate, 0o644)

@@ -1,0 +1,328 @@
+//! Links between real endpoints on loopback.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use migshm_protocol::limits::MAX_REMOTE;
+use migshm_transport::pki::{self, DEFAULT_VALIDITY};
+use migshm_transport::{Endpoint, Identity, Link, LinkError, Peer};
+use tempfile::TempDir;
+
+const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// A cluster's certificates: the coordinator's and those of `nodes`.
+fn cluster(nodes: &[&str]) -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    pki::create_authority(directory.path()).unwrap();
+    pki::issue(directory.path(), &Peer::Coordinator, DEFAULT_VALIDITY).unwrap();
+    for name in nodes {
+        pki::issue(directory.path(), &node(name), DEFAULT_VALIDITY).unwrap();
+    }
+    directory
+}
+
+fn node(name: &str) -> Peer {
+    Peer::node(name).unwrap()
+}
+
+fn endpoint(pki: &Path, peer: &Peer) -> Endpoint {
+    Endpoint::bind(LOOPBACK, &Identity::load(pki, peer).unwrap()).unwrap()
+}
+
+/// Both ends of a link; the first frame, the number 0, has been received.
+async fn pair(client: &Endpoint, server: &Endpoint, server_peer: &Peer) -> (Link, Link) {
+    let connect = async {
+        let link = client
+            .connect(server.local_address().unwrap(), server_peer)
+            .await
+            .unwrap();
+        link.sender.send(&0u64, &[]);
+        link
+    };
+    let accept = async {
+        let mut link = server.accept().await.unwrap().link().await.unwrap();
+        assert_eq!(number(&mut link).await, 0);
+        link
+    };
+    tokio::join!(connect, accept)
+}
+
+async fn number(link: &mut Link) -> u64 {
+    link.receiver.next().await.unwrap().decode().unwrap().0
+}
+
+/// What comes of connecting, sending, and waiting for an answer.
+async fn attempt(client: &Endpoint, address: SocketAddr, expected: &Peer) -> LinkError {
+    match client.connect(address, expected).await {
+        Ok(mut link) => {
+            link.sender.send(&0u64, &[]);
+            link.receiver
+                .next()
+                .await
+                .expect_err("the peer must refuse")
+        }
+        Err(error) => error,
+    }
+}
+
+#[tokio::test]
+async fn frames_arrive_whole_and_in_order_both_ways() {
+    let pki = cluster(&["a", "b"]);
+    let (a, b) = (
+        endpoint(pki.path(), &node("a")),
+        endpoint(pki.path(), &node("b")),
+    );
+    let (mut at_a, mut at_b) = pair(&a, &b, &node("b")).await;
+    assert_eq!(at_a.peer, node("b"));
+    assert_eq!(at_b.peer, node("a"));
+
+    let sizes = [0, 1, 1_000, 4_096, 70_000, MAX_REMOTE - 16, 3];
+    for (number, size) in sizes.into_iter().enumerate() {
+        at_a.sender.send(&number, &vec![number as u8; size]);
+        let filled: Result<(), LinkError> = at_b.sender.send_with(&number, size, |raw| {
+            raw.fill(number as u8);
+            Ok(())
+        });
+        filled.unwrap();
+    }
+    for link in [&mut at_a, &mut at_b] {
+        for (number, size) in sizes.into_iter().enumerate() {
+            let frame = link.receiver.next().await.unwrap();
+            let (got, raw) = frame.decode::<usize>().unwrap();
+            assert_eq!(got, number);
+            assert_eq!(raw, vec![number as u8; size]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn frames_beyond_the_send_window_wait_and_arrive() {
+    let pki = cluster(&["a", "b"]);
+    let (a, b) = (
+        endpoint(pki.path(), &node("a")),
+        endpoint(pki.path(), &node("b")),
+    );
+    let (at_a, mut at_b) = pair(&a, &b, &node("b")).await;
+    let raw = vec![7; 128 << 10];
+    for number in 0..600u64 {
+        at_a.sender.send(&number, &raw);
+    }
+    let finish = at_a.sender.finish();
+    let receive = async {
+        for expected in 0..600 {
+            assert_eq!(number(&mut at_b).await, expected);
+        }
+        assert_eq!(at_b.receiver.next().await.unwrap_err(), LinkError::Ended);
+    };
+    tokio::join!(finish, receive);
+}
+
+#[tokio::test]
+async fn frames_that_arrived_together_need_no_second_wakeup() {
+    let pki = cluster(&["a", "b"]);
+    let (a, b) = (
+        endpoint(pki.path(), &node("a")),
+        endpoint(pki.path(), &node("b")),
+    );
+    let (at_a, mut at_b) = pair(&a, &b, &node("b")).await;
+    assert!(at_b.receiver.try_next().unwrap().is_none());
+    for number in 1..=3u64 {
+        at_a.sender.send(&number, &[]);
+    }
+    assert_eq!(number(&mut at_b).await, 1);
+    for expected in 2..=3u64 {
+        let frame = at_b
+            .receiver
+            .try_next()
+            .unwrap()
+            .expect("sent in one packet");
+        assert_eq!(frame.decode::<u64>().unwrap().0, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_failed_fill_sends_nothing() {
+    let pki = cluster(&["a", "b"]);
+    let (a, b) = (
+        endpoint(pki.path(), &node("a")),
+        endpoint(pki.path(), &node("b")),
+    );
+    let (at_a, mut at_b) = pair(&a, &b, &node("b")).await;
+    assert_eq!(
+        at_a.sender.send_with(&1u64, 10, |_| Err("unreadable")),
+        Err("unreadable")
+    );
+    at_a.sender.send(&2u64, &[]);
+    assert_eq!(number(&mut at_b).await, 2);
+}
+
+#[tokio::test]
+async fn a_close_tells_the_peer_why() {
+    let pki = cluster(&["a"]);
+    let (a, coordinator) = (
+        endpoint(pki.path(), &node("a")),
+        endpoint(pki.path(), &Peer::Coordinator),
+    );
+    let (mut at_a, mut at_coordinator) = pair(&a, &coordinator, &Peer::Coordinator).await;
+    at_coordinator.sender.close("going down");
+    let error = at_a.receiver.next().await.unwrap_err();
+    assert_eq!(error.to_string(), "the peer closed the link: going down");
+    assert_eq!(at_a.sender.lost().await, error);
+    assert_eq!(
+        at_coordinator.receiver.next().await.unwrap_err(),
+        LinkError::ClosedHere
+    );
+}
+
+#[tokio::test]
+async fn a_frame_above_the_limit_loses_the_link() {
+    let pki = cluster(&["a", "b"]);
+    let (a, b) = (
+        endpoint(pki.path(), &node("a")),
+        endpoint(pki.path(), &node("b")),
+    );
+
+    let (at_a, mut at_b) = pair(&a, &b, &node("b")).await;
+    at_a.sender.send(&1u64, &vec![0; MAX_REMOTE]);
+    let error = at_b.receiver.next().await.unwrap_err().to_string();
+    assert!(
+        error.starts_with("the peer closed the link: message of 262145 bytes exceeds"),
+        "{error}"
+    );
+
+    let (at_a, mut at_b) = pair(&a, &b, &node("b")).await;
+    let (mut hostile, mut answers) = at_a.into_stream();
+    hostile.write_all(&u32::MAX.to_le_bytes()).await.unwrap();
+    let error = at_b.receiver.next().await.unwrap_err().to_string();
+    assert!(
+        error.starts_with("the peer violates the protocol: message of 4294967295 bytes"),
+        "{error}"
+    );
+    assert!(answers.read_chunk(1, true).await.is_err());
+}
+
+#[tokio::test]
+async fn another_clusters_certificate_is_refused_by_both_sides() {
+    let (ours, theirs) = (cluster(&["a"]), cluster(&["b"]));
+    let coordinator = endpoint(ours.path(), &Peer::Coordinator);
+    let address = coordinator.local_address().unwrap();
+    let serve = tokio::spawn(async move {
+        coordinator
+            .accept()
+            .await
+            .unwrap()
+            .link()
+            .await
+            .unwrap_err()
+    });
+    let error = attempt(
+        &endpoint(theirs.path(), &node("b")),
+        address,
+        &Peer::Coordinator,
+    )
+    .await;
+    assert!(matches!(&error, LinkError::PeerUntrusted(_)), "{error}");
+
+    let seen = serve.await.unwrap();
+    assert_eq!(
+        seen.to_string(),
+        "the peer refuses this side's certificate: it comes from an authority that the peer does not know"
+    );
+}
+
+#[tokio::test]
+async fn a_client_of_another_cluster_learns_that_its_certificate_is_not_known() {
+    let (ours, theirs) = (cluster(&["a"]), cluster(&["b"]));
+    // It trusts our authority, and has a certificate of the other one only.
+    for file in ["b.pem", "b.key"] {
+        std::fs::copy(theirs.path().join(file), ours.path().join(file)).unwrap();
+    }
+    let error = Identity::load(ours.path(), &node("b"))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("b.pem was not issued by"), "{error}");
+}
+
+#[tokio::test]
+async fn a_node_cannot_pose_as_coordinator_or_as_another_node() {
+    let pki = cluster(&["a", "b"]);
+    let (a, b) = (
+        endpoint(pki.path(), &node("a")),
+        endpoint(pki.path(), &node("b")),
+    );
+    let address = b.local_address().unwrap();
+    tokio::spawn(async move {
+        while b
+            .accept()
+            .await
+            .map(|peer| tokio::spawn(peer.link()))
+            .is_some()
+        {}
+    });
+    for (expected, name) in [
+        (Peer::Coordinator, "coordinator.migshm"),
+        (node("c"), "c.node.migshm"),
+    ] {
+        let error = attempt(&a, address, &expected).await.to_string();
+        assert!(
+            error.starts_with("the peer's certificate is refused"),
+            "{error}"
+        );
+        assert!(
+            error.contains(name) && error.contains("b.node.migshm"),
+            "{error}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_expires_while_in_use_makes_no_new_links() {
+    let pki = cluster(&["a"]);
+    pki::issue(pki.path(), &node("brief"), Duration::from_secs(1)).unwrap();
+    let brief = endpoint(pki.path(), &node("brief"));
+    let coordinator = endpoint(pki.path(), &Peer::Coordinator);
+    let address = coordinator.local_address().unwrap();
+    tokio::spawn(async move {
+        coordinator
+            .accept()
+            .await
+            .unwrap()
+            .link()
+            .await
+            .unwrap_err()
+    });
+    tokio::time::sleep(Duration::from_millis(2_100)).await;
+    let error = attempt(&brief, address, &Peer::Coordinator).await;
+    assert_eq!(
+        error.to_string(),
+        "the peer refuses this side's certificate: it has expired"
+    );
+}
+
+#[tokio::test]
+async fn garbage_and_plaintext_do_not_disturb_a_server() {
+    let pki = cluster(&["a"]);
+    let (a, coordinator) = (
+        endpoint(pki.path(), &node("a")),
+        endpoint(pki.path(), &Peer::Coordinator),
+    );
+    let stranger = std::net::UdpSocket::bind(LOOPBACK).unwrap();
+    let address = coordinator.local_address().unwrap();
+    for length in [0, 1, 20, 1_200, 1_472] {
+        stranger.send_to(&vec![0xc3; length], address).unwrap();
+        stranger.send_to(&vec![b'A'; length], address).unwrap();
+    }
+    let (at_a, mut at_coordinator) = pair(&a, &coordinator, &Peer::Coordinator).await;
+    at_a.sender.send(&1u64, &[]);
+    assert_eq!(number(&mut at_coordinator).await, 1);
+}
+
+#[tokio::test]
+async fn a_link_without_a_peer_ends_in_silence() {
+    let pki = cluster(&["a"]);
+    let nobody = std::net::UdpSocket::bind(LOOPBACK).unwrap();
+    let a = endpoint(pki.path(), &node("a"));
+    let error = attempt(&a, nobody.local_addr().unwrap(), &Peer::Coordinator).await;
+    assert_eq!(error.to_string(), "the peer does not answer");
+}
