@@ -49,7 +49,7 @@ impl State {
     }
 
     /// Whether this node answers for the contents.
-    fn owns(self) -> bool {
+    pub(super) fn owns(self) -> bool {
         matches!(self, Self::Owned | Self::Exclusive | Self::Evicting)
     }
 }

@@ -126,7 +126,8 @@ impl<D> Engine<D> {
         owner: NodeId,
         data: D,
     ) {
-        if owner == self.me && self.is_home(page.extent()) {
+        let home = self.home_of(page.extent());
+        if owner == self.me && home.is_none_or(|home| home == self.me) {
             // It left when the home was elsewhere, and the home followed it here. Not queued:
             // the home does not move on before.
             self.written_back(cx, page, false);
@@ -348,6 +349,9 @@ impl<D> Engine<D> {
                 acks,
             };
             return cx.send(owner, message, Body::None);
+        }
+        if !self.line(page).state.owns() {
+            return self.protocol_error();
         }
         let deferred = self.defer(
             cx,

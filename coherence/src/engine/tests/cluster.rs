@@ -4,6 +4,7 @@
 //! are the number of the write that made them, so a stale copy is seen at once.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use migshm_protocol::page::{Access, PageMessage};
 use migshm_protocol::{Extent, NodeId, Page, SegmentId};
@@ -80,6 +81,8 @@ pub(super) enum Mutation {
     KeepInvalidated,
     /// Homes move while grants are under way.
     SkipFence,
+    /// Homes hand their directory to two nodes.
+    CopyDirectory,
     /// Homes take every write-back for the owner's.
     AcceptStaleWriteBack,
     /// Owners drop a page as soon as they have written it back.
@@ -92,7 +95,8 @@ pub(super) enum Mutation {
 
 #[derive(Clone, Debug)]
 pub(super) struct Cluster {
-    pub(super) hosts: Vec<Host>,
+    /// Shared between the states of a search, which differ in one host mostly.
+    pub(super) hosts: Vec<Arc<Host>>,
     /// By sender and receiver.
     pub(super) channels: Vec<VecDeque<Letter>>,
     /// By page: the last write.
@@ -125,7 +129,7 @@ impl Cluster {
             }
         };
         Self {
-            hosts: (0..nodes).map(host).collect(),
+            hosts: (0..nodes).map(|index| Arc::new(host(index))).collect(),
             channels: vec![VecDeque::new(); nodes * nodes],
             latest: vec![0; pages],
             home: default_home,
@@ -141,7 +145,11 @@ impl Cluster {
     /// Gives a node contents of its own, from the time when it used the segment alone.
     pub(super) fn preload(&mut self, at: usize, index: usize) {
         self.latest[index] += 1;
-        self.hosts[at].frames[index].contents = Some(self.latest[index]);
+        self.host_mut(at).frames[index].contents = Some(self.latest[index]);
+    }
+
+    fn host_mut(&mut self, at: usize) -> &mut Host {
+        Arc::make_mut(&mut self.hosts[at])
     }
 
     pub(super) fn channel(&self, from: usize, to: usize) -> usize {
@@ -150,7 +158,7 @@ impl Cluster {
 
     /// A thread touches a page; whether it could at once.
     pub(super) fn touch(&mut self, now: Time, at: usize, index: usize, access: Access) -> bool {
-        let frame = &mut self.hosts[at].frames[index];
+        let frame = &mut self.host_mut(at).frames[index];
         if frame.access >= Some(access) {
             if access == Access::Write {
                 self.write(at, index);
@@ -172,7 +180,7 @@ impl Cluster {
     /// A thread writes to a page that it may write to.
     pub(super) fn write(&mut self, at: usize, index: usize) {
         self.latest[index] += 1;
-        self.hosts[at].frames[index].contents = Some(self.latest[index]);
+        self.host_mut(at).frames[index].contents = Some(self.latest[index]);
     }
 
     /// Delivers the next message of a channel.
@@ -217,7 +225,7 @@ impl Cluster {
 
     /// Delivers the coordinator's next answer to a node.
     pub(super) fn answer(&mut self, now: Time, at: usize) {
-        if let Some(extent) = self.hosts[at].answers.pop_front() {
+        if let Some(extent) = self.host_mut(at).answers.pop_front() {
             self.handle(
                 now,
                 at,
@@ -235,7 +243,7 @@ impl Cluster {
                 .engine
                 .clone()
                 .handle(now, Input::Timeout, &Frames(&[]), &mut vec![]);
-            self.hosts[at].engine.deferred.clear();
+            self.host_mut(at).engine.deferred.clear();
         } else {
             self.handle(now, at, Input::Timeout);
         }
@@ -243,7 +251,7 @@ impl Cluster {
 
     pub(super) fn handle(&mut self, now: Time, at: usize, input: Input<Version>) {
         let mut actions = Vec::new();
-        let host = &mut self.hosts[at];
+        let host = self.host_mut(at);
         host.engine
             .handle(now, input, &Frames(&host.frames), &mut actions);
         let installed = |action: &Action<Version>| match action {
@@ -265,35 +273,32 @@ impl Cluster {
     fn execute(&mut self, now: Time, at: usize, action: Action<Version>) {
         match action {
             Action::Send { to, message, body } => self.send(now, at, to, message, body),
-            Action::Install {
-                page,
-                access,
-                contents,
-            } => {
-                let frame = &mut self.hosts[at].frames[page.index as usize];
+            Action::Install { page, access, contents } => {
+                let frame = &mut self.host_mut(at).frames[page.index as usize];
                 match contents {
                     Fill::Data(version) => frame.contents = Some(version),
                     Fill::Zeros => frame.contents = Some(0),
-                    Fill::InPlace if frame.contents.is_none() => {
-                        self.wrong = Some("nothing is in place");
-                    }
                     Fill::InPlace => {}
                 }
                 frame.access = Some(access);
                 if frame.waiting <= Some(access) {
                     frame.waiting = None;
                 }
+                if frame.contents.is_none() {
+                    self.wrong = Some("nothing is in place");
+                }
             }
             Action::Protect { page } => {
-                let frame = &mut self.hosts[at].frames[page.index as usize];
-                if self.mutation != Some(Mutation::SkipProtect) {
+                let skipped = self.mutation == Some(Mutation::SkipProtect);
+                let frame = &mut self.host_mut(at).frames[page.index as usize];
+                if !skipped {
                     frame.access = frame.access.min(Some(Access::Read));
                 }
             }
             Action::Drop { page } => self.drop_frame(at, page),
             Action::FindHome { extent } => {
                 self.home.get_or_insert(node(0));
-                self.hosts[at].answers.push_back(extent);
+                self.host_mut(at).answers.push_back(extent);
             }
             Action::BecameHome { .. } => self.home = Some(node(at)),
             Action::Fail { .. } => self.wrong = Some("a fault failed"),
@@ -345,6 +350,13 @@ impl Cluster {
             ) if requester != node(at) => {
                 early = Some((requester, PageMessage::Done { page }));
             }
+            (Some(Mutation::CopyDirectory), PageMessage::HomeTransfer { .. }) => {
+                let other = (0..self.hosts.len()).find(|&other| other != at && node(other) != to);
+                if let Some(other) = other {
+                    let channel = self.channel(at, other);
+                    self.channels[channel].push_back((message.clone(), data));
+                }
+            }
             (Some(Mutation::DropOnWriteBack), &PageMessage::WriteBack { page, .. }) => {
                 self.drop_frame(at, page);
             }
@@ -366,7 +378,7 @@ impl Cluster {
     }
 
     fn drop_frame(&mut self, at: usize, page: Page) {
-        let frame = &mut self.hosts[at].frames[page.index as usize];
+        let frame = &mut self.host_mut(at).frames[page.index as usize];
         (frame.access, frame.contents) = (None, None);
     }
 
@@ -380,7 +392,7 @@ impl Cluster {
 
     /// Whether nothing is under way: no message, no hold that somebody waits for, no answer.
     pub(super) fn is_quiet(&self) -> bool {
-        let idle = |host: &Host| host.answers.is_empty() && host.engine.next_timeout().is_none();
+        let idle = |host: &Arc<Host>| host.answers.is_empty() && host.engine.next_timeout().is_none();
         self.channels.iter().all(VecDeque::is_empty) && self.hosts.iter().all(idle)
     }
 
@@ -433,7 +445,7 @@ impl Cluster {
 
     /// Where nothing is under way nobody waits, no transaction is open, no home is moving.
     pub(super) fn is_not_stuck(&self) -> bool {
-        let settled = |host: &Host| {
+        let settled = |host: &Arc<Host>| {
             let engine = &host.engine;
             engine.pending.is_empty()
                 && engine.transactions.is_empty()
@@ -447,7 +459,7 @@ impl Cluster {
     /// No engine saw a message that a correct peer does not send, and none told its node to do
     /// what cannot be done.
     pub(super) fn nothing_is_wrong(&self) -> bool {
-        let errors = |host: &Host| host.engine.counters().protocol_errors;
+        let errors = |host: &Arc<Host>| host.engine.counters().protocol_errors;
         self.wrong.is_none() && self.hosts.iter().map(errors).sum::<u64>() == 0
     }
 

@@ -3,12 +3,13 @@
 
 use migshm_protocol::page::Access;
 
+use super::Random;
 use super::cluster::{Cluster, EXTENT, node, page};
 use crate::{Input, Time};
 
 #[test]
 fn random_runs_stay_coherent_and_come_to_rest() {
-    for seed in 0..400 {
+    for seed in 0..1_000 {
         run(seed, 600);
     }
 }
@@ -79,18 +80,5 @@ fn settle_one(cluster: &mut Cluster, random: &mut Random, now: Time) {
     match channels.get(choice) {
         Some(&channel) => cluster.deliver(now, channel),
         None => cluster.answer(now, asking[choice - channels.len()]),
-    }
-}
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % bound as u64) as usize
     }
 }
