@@ -22,6 +22,7 @@ enum { SAMPLES = 4, CHECKED_ROWS = 16 };
 static const double PI = 3.14159265358979;
 
 struct share {
+    bool present; /* rank 0 sees what the rank wrote */
     long rows;
     double seconds;
 };
@@ -228,6 +229,7 @@ static void report(const struct picture *picture, int ranks)
     for (int rank = 0; rank < ranks; rank++) {
         struct share share = picture->ranks[rank].share;
         printf("%4d %6ld %8.2f\n", rank, share.rows, share.seconds);
+        expect(share.present, "rank %d's work is not visible", rank);
         total += share.rows;
     }
     expect(total == height, "%ld rows were drawn, not %ld", total, height);
@@ -246,7 +248,7 @@ static void draw(struct team *team)
     team_barrier(team);
 
     double start = now();
-    struct share share = {0};
+    struct share share = {.present = true};
     for (;;) {
         semaphore_change(lock, 0, -1, SEM_UNDO);
         long row = picture->next_row;

@@ -3,7 +3,8 @@
  * nobody deadlocks.
  *
  * Rank r is philosopher r; forks lie between neighbours, one semaphore each. The segment says who
- * holds each fork: anyone else's name on a fork just taken means that the operation was not atomic.
+ * holds each fork, and nobody else may. And as forks are taken and laid down in pairs, any snapshot
+ * of all semaphores (GETALL) shows an even number of them taken.
  */
 #include "common.h"
 
@@ -31,6 +32,16 @@ static void change_forks(int set, int left, int right, short direction)
             die_errno("semop, forks %+d", direction);
 }
 
+static void expect_pairs(int set, int forks)
+{
+    unsigned short values[MAX_RANKS];
+    must(semctl(set, 0, GETALL, (union semun){.array = values}));
+    int taken = forks;
+    for (int k = 0; k < forks; k++)
+        taken -= values[k];
+    expect(taken % 2 == 0, "%d of %d forks are taken: a pair is torn", taken, forks);
+}
+
 static void run(struct team *team)
 {
     struct table *table = team_segment(team, 0, sizeof *table);
@@ -53,6 +64,7 @@ static void run(struct team *team)
             table->forks[forks[k]].philosopher = self;
         }
         table->eaten[team->rank]++;
+        expect_pairs(set, team->ranks);
         for (int k = 0; k < 2; k++) {
             expect(table->forks[forks[k]].philosopher == self, "fork %d was taken by rank %d",
                    forks[k], table->forks[forks[k]].philosopher - 1);

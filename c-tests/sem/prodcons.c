@@ -57,6 +57,7 @@ static void produce(struct buffer *buffer, int set, uint64_t number)
 {
     semaphore_change(set, FREE, -1, 0);
     semaphore_change(set, MUTEX, -1, SEM_UNDO);
+    expect(buffer->empty_count > 0, "a free slot was promised, but there is none");
     int index = buffer->empty[--buffer->empty_count];
     semaphore_change(set, MUTEX, 1, SEM_UNDO);
 
@@ -72,6 +73,7 @@ static uint64_t consume(struct buffer *buffer, int set)
 {
     semaphore_change(set, FILLED, -1, 0);
     semaphore_change(set, MUTEX, -1, SEM_UNDO);
+    expect(buffer->tail < buffer->head, "a filled slot was promised, but there is none");
     int index = buffer->filled[buffer->tail++ % SLOTS];
     semaphore_change(set, MUTEX, 1, SEM_UNDO);
 
@@ -79,6 +81,7 @@ static uint64_t consume(struct buffer *buffer, int set)
     uint64_t number = buffer->slots[index].number;
 
     semaphore_change(set, MUTEX, -1, SEM_UNDO);
+    expect(buffer->empty_count < SLOTS, "more slots are free than exist");
     buffer->empty[buffer->empty_count++] = index;
     semaphore_change(set, MUTEX, 1, SEM_UNDO);
     semaphore_change(set, FREE, 1, 0);

@@ -11,6 +11,8 @@
 
 enum { GATE, LOCK, SEMAPHORES };
 
+static const double HOLD_SECONDS = 50e-6; /* long enough for others to be waiting */
+
 static long rounds = 200;
 
 struct shared {
@@ -61,6 +63,7 @@ static void run(struct team *team)
 
         lock(set);
         long before = shared->counter;
+        spin_for(HOLD_SECONDS);
         shared->counter = before + 1;
         expect(semaphore_value(set, LOCK) == 1, "the held lock is at %d",
                semaphore_value(set, LOCK));

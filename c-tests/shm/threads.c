@@ -115,6 +115,7 @@ static void run(struct team *team)
            ops * threads * team->ranks);
     expect(locked == locked_ops * threads * team->ranks, "locked additions are %ld, not %ld",
            locked, locked_ops * threads * team->ranks);
+    expect(semaphore_value(set, LOCK) == 1, "the lock ended at %d", semaphore_value(set, LOCK));
     expect_attach_count(segment, team->ranks, "the threads' detaches");
     if (team->rank == 0)
         printf("%d ranks x %ld threads: %ld atomic and %ld locked additions, exact\n", team->ranks,
