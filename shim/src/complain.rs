@@ -20,7 +20,7 @@ pub fn complain(what: fmt::Arguments<'_>) -> Errno {
         let mut line = Text::<LINE>::new().with(b"migshm: ");
         // Truncation is the only failure, and a truncated line is better than none.
         let _ = line.write_fmt(what);
-        let newline = [
+        let parts = [
             libc::iovec {
                 iov_base: line.as_bytes().as_ptr().cast_mut().cast(),
                 iov_len: line.as_bytes().len(),
@@ -31,7 +31,7 @@ pub fn complain(what: fmt::Arguments<'_>) -> Errno {
             },
         ];
         // SAFETY: both buffers are valid and only read.
-        unsafe { libc::writev(libc::STDERR_FILENO, newline.as_ptr(), 2) };
+        unsafe { libc::writev(libc::STDERR_FILENO, parts.as_ptr(), 2) };
     }
     Errno::ENOSYS
 }

@@ -564,7 +564,7 @@ fn build_dir() -> PathBuf {
 }
 
 fn shim() -> PathBuf {
-    build_dir().join("libmigshm.so")
+    build_dir().join("deps/libmigshm.so")
 }
 
 fn fake_program() -> PathBuf {

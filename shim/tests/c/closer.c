@@ -1,4 +1,4 @@
-/* A program that treats every descriptor as its own. */
+/* A program that treats every descriptor as its own, and one that has used them up. */
 #include "fake.h"
 
 #include <fcntl.h>
@@ -25,5 +25,13 @@ int main(void)
         for (int fd = 3; fd < 1024; fd++)
             close(fd);
     }
+
+    CHECK(shmget(6, SIZE, 0) == 6);
+    while (dup(0) != -1)
+        ;
+    FAILS(shmat(6, NULL, 0), ENOMEM);
+    CHECK(close(3) == 0);
+    char *memory = shmat(6, NULL, 0);
+    CHECK(memory != (void *)-1 && shmdt(memory) == 0);
     return 0;
 }
