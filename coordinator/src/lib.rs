@@ -29,6 +29,7 @@ mod perm;
 mod placement;
 mod processes;
 mod sem;
+pub mod server;
 mod shm;
 
 use migshm_protocol::NodeId;

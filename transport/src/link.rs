@@ -107,6 +107,9 @@ impl From<ConnectionError> for LinkError {
             },
             ConnectionError::TransportError(error) => match tls_alert(error.code) {
                 Some(ALERT_NO_APPLICATION_PROTOCOL) => LinkError::OtherVersion,
+                Some(ALERT_DECRYPT_ERROR | ALERT_UNKNOWN_CA) => {
+                    LinkError::PeerUntrusted("it comes from another cluster's authority".to_owned())
+                }
                 Some(_) => LinkError::PeerUntrusted(error.reason),
                 None => LinkError::Failed(error.to_string()),
             },
@@ -437,7 +440,12 @@ impl fmt::Debug for FrameReceiver {
     }
 }
 
-/// RFC 7301: no application protocol in common.
+// TLS alerts (RFC 8446, 6). All authorities of migshm have the same name, so that one takes a
+// certificate of another for its own with a bad signature.
+const ALERT_CERTIFICATE_EXPIRED: u8 = 45;
+const ALERT_UNKNOWN_CA: u8 = 48;
+const ALERT_DECRYPT_ERROR: u8 = 51;
+const ALERT_CERTIFICATE_REQUIRED: u8 = 116;
 const ALERT_NO_APPLICATION_PROTOCOL: u8 = 120;
 
 /// The TLS alert in a QUIC error code (RFC 9001, 4.8).
@@ -447,12 +455,12 @@ fn tls_alert(code: quinn::TransportErrorCode) -> Option<u8> {
         .and_then(|alert| u8::try_from(alert).ok())
 }
 
-/// What the TLS alerts about certificates mean (RFC 8446, 6).
+/// Why the peer refuses this side's certificate.
 fn alert_meaning(alert: u8) -> &'static str {
     match alert {
-        45 => "it has expired",
-        48 => "it comes from an authority that the peer does not know",
-        116 => "there is none",
+        ALERT_CERTIFICATE_EXPIRED => "it has expired",
+        ALERT_UNKNOWN_CA | ALERT_DECRYPT_ERROR => "it comes from another cluster's authority",
+        ALERT_CERTIFICATE_REQUIRED => "there is none",
         _ => "it is not valid",
     }
 }

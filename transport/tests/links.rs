@@ -105,12 +105,12 @@ async fn frames_beyond_the_send_window_wait_and_arrive() {
     );
     let (at_a, mut at_b) = pair(&a, &b, &node("b")).await;
     let raw = vec![7; 128 << 10];
-    for number in 0..600u64 {
+    for number in 0..320u64 {
         at_a.sender.send(&number, &raw);
     }
     let finish = at_a.sender.finish();
     let receive = async {
-        for expected in 0..600 {
+        for expected in 0..320 {
             assert_eq!(number(&mut at_b).await, expected);
         }
         assert_eq!(at_b.receiver.next().await.unwrap_err(), LinkError::Ended);
@@ -222,26 +222,14 @@ async fn another_clusters_certificate_is_refused_by_both_sides() {
         &Peer::Coordinator,
     )
     .await;
-    assert!(matches!(&error, LinkError::PeerUntrusted(_)), "{error}");
-
-    let seen = serve.await.unwrap();
     assert_eq!(
-        seen.to_string(),
-        "the peer refuses this side's certificate: it comes from an authority that the peer does not know"
+        error.to_string(),
+        "the peer's certificate is refused: it comes from another cluster's authority"
     );
-}
-
-#[tokio::test]
-async fn a_client_of_another_cluster_learns_that_its_certificate_is_not_known() {
-    let (ours, theirs) = (cluster(&["a"]), cluster(&["b"]));
-    // It trusts our authority, and has a certificate of the other one only.
-    for file in ["b.pem", "b.key"] {
-        std::fs::copy(theirs.path().join(file), ours.path().join(file)).unwrap();
-    }
-    let error = Identity::load(ours.path(), &node("b"))
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("b.pem was not issued by"), "{error}");
+    assert_eq!(
+        serve.await.unwrap().to_string(),
+        "the peer refuses this side's certificate: it comes from another cluster's authority"
+    );
 }
 
 #[tokio::test]
