@@ -129,7 +129,13 @@ impl RuntimeDir {
     /// # Errors
     /// `ENOSYS`, after a complaint, if it cannot be made or is not to be trusted.
     pub fn prepare(&self) -> Result<(), Errno> {
-        let mode = if self.private { 0o700 } else { 0o755 };
+        // Other users may look up the socket in a directory of root, nobody else's.
+        // SAFETY: no preconditions.
+        let mode = if unsafe { libc::geteuid() } == 0 {
+            0o755
+        } else {
+            0o700
+        };
         // SAFETY: a C string.
         match sys::check(unsafe { libc::mkdir(self.path.as_c_str().as_ptr(), mode) }) {
             Ok(_) | Err(Errno::EEXIST) => {}
