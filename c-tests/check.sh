@@ -87,7 +87,7 @@ while [ $round -lt "$repeat" ]; do
     done
     check litmus 4 --rounds "$(n 100000)" --stride 8
     check litmus 4 --rounds "$(n 100000)" --stride 64
-    must_fail litmus 4 --rounds 10000 --broken
+    must_fail litmus 4 --rounds 2560 --broken
     for lock in ticket mcs pthread_spin queue seqlock; do
         check $lock 4 --ops "$(n 10000)"
     done

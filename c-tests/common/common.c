@@ -407,8 +407,10 @@ int team_main(int argc, char **argv, const struct program *program)
     bool alone = rank < 0;
     if (alone)
         ranks = forks ? forks : program->default_ranks;
-    if (ranks < program->min_ranks || ranks > MAX_RANKS || rank >= ranks)
-        usage_error(program, "cannot run with so many ranks, or no such", "rank");
+    if (ranks < program->min_ranks || ranks > MAX_RANKS)
+        usage_error(program, "wrong number of ranks: at least", program->min_ranks > 1 ? "2" : "1");
+    if (rank >= ranks)
+        usage_error(program, "--rank", "must be less than --ranks");
     if (key_text)
         team.key = (key_t)parse_number(program, "--key", key_text);
     else if (alone)
