@@ -12,7 +12,9 @@ use migshm_protocol::{ProcessId, SegmentId, codec};
 use tokio::io::unix::AsyncFd;
 use tokio::task::AbortHandle;
 
-use crate::daemon::{Attaching, Connection, ConnectionId, Coordinator, Node, Pending, Process, Resident};
+use crate::daemon::{
+    Attaching, Connection, ConnectionId, Coordinator, Node, Pending, Process, Resident,
+};
 use crate::local::{self, Credentials, Socket};
 use crate::memory::{AttachId, SpaceId};
 use crate::tasks;
@@ -30,24 +32,42 @@ fn anchor_page(space: SpaceId) -> [u8; PAGE_SIZE] {
 
 impl Node {
     /// A process connected.
-    pub(crate) fn on_connect(&mut self, id: ConnectionId, socket: Rc<AsyncFd<Socket>>, task: AbortHandle) {
-        self.connections.insert(id, Connection { socket, task, caller: None, call: None });
+    pub(crate) fn on_connect(
+        &mut self,
+        id: ConnectionId,
+        socket: Rc<AsyncFd<Socket>>,
+        task: AbortHandle,
+    ) {
+        self.connections.insert(
+            id,
+            Connection {
+                socket,
+                task,
+                caller: None,
+                call: None,
+            },
+        );
     }
 
     /// A connection's socket is readable; returns false once it is finished.
     pub(crate) fn on_readable(&mut self, id: ConnectionId) -> io::Result<()> {
-        let Some(connection) = self.connections.get(&id) else { return Err(io::ErrorKind::NotConnected.into()) };
+        let Some(connection) = self.connections.get(&id) else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
         let socket = Rc::clone(&connection.socket);
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.resize(migshm_protocol::limits::MAX_LOCAL, 0);
-        let result = socket.get_ref().receive(&mut buffer).and_then(|(length, descriptor)| {
-            if length == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            let (message, raw) = codec::decode::<ToNode>(&buffer[..length])
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-            self.on_local(id, message, raw, descriptor)
-        });
+        let result = socket
+            .get_ref()
+            .receive(&mut buffer)
+            .and_then(|(length, descriptor)| {
+                if length == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                let (message, raw) = codec::decode::<ToNode>(&buffer[..length])
+                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+                self.on_local(id, message, raw, descriptor)
+            });
         self.buffer = buffer;
         if result.is_ok() {
             self.settle();
@@ -62,11 +82,18 @@ impl Node {
         raw: &[u8],
         descriptor: Option<OwnedFd>,
     ) -> io::Result<()> {
-        if let ToNode::Hello { version, forked_from } = message {
+        if let ToNode::Hello {
+            version,
+            forked_from,
+        } = message
+        {
             return self.on_hello(from, version, forked_from);
         }
         let Some(caller) = self.connections.get(&from).and_then(|c| c.caller.clone()) else {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "request before Hello"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "request before Hello",
+            ));
         };
         match message {
             ToNode::Hello { .. } => unreachable!("handled above"),
@@ -81,7 +108,11 @@ impl Node {
                     self.tell(ToCoordinator::Cancel { id: ours, errno }, &[]);
                 }
             }
-            ToNode::Mapped { id, attach, address } => self.on_mapped(from, id, AttachId(attach), address),
+            ToNode::Mapped {
+                id,
+                attach,
+                address,
+            } => self.on_mapped(from, id, AttachId(attach), address),
             ToNode::Detach { id, address } => self.on_detach(from, id, &caller, address),
             ToNode::Unmapped { attach } => {
                 if let Some(space) = self.space_of(caller.pid) {
@@ -104,21 +135,49 @@ impl Node {
         let socket = Rc::clone(&self.connections[&from].socket);
         if version != LOCAL_VERSION {
             tracing::warn!(version, "a process uses another version of libmigshm.so");
-            self.post(from, &FromNode::Refused { errno: Errno::ENOSYS }, &[], None);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "another version of libmigshm.so"));
+            self.post(
+                from,
+                &FromNode::Refused {
+                    errno: Errno::ENOSYS,
+                },
+                &[],
+                None,
+            );
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "another version of libmigshm.so",
+            ));
         }
         let credentials = socket.get_ref().credentials()?;
         let process = self.meet(credentials.pid)?;
         if forked_from != 0 {
             self.adopt_fork(forked_from, credentials.pid);
         }
-        let Credentials { pid, uid, gid, groups } = credentials;
-        let caller = Caller { process, pid, uid, gid, groups, capabilities: local::capabilities(pid) };
+        let Credentials {
+            pid,
+            uid,
+            gid,
+            groups,
+        } = credentials;
+        let caller = Caller {
+            process,
+            pid,
+            uid,
+            gid,
+            groups,
+            capabilities: local::capabilities(pid),
+        };
         if let Some(connection) = self.connections.get_mut(&from) {
             connection.caller = Some(caller);
         }
-        let device = self.device.as_ref().and_then(|device| device.try_clone().ok());
-        let welcome = FromNode::Welcome { node: self.id, track: device.is_some() };
+        let device = self
+            .device
+            .as_ref()
+            .and_then(|device| device.try_clone().ok());
+        let welcome = FromNode::Welcome {
+            node: self.id,
+            track: device.is_some(),
+        };
         self.post(from, &welcome, &[], device.as_ref().map(AsFd::as_fd));
         Ok(())
     }
@@ -135,11 +194,24 @@ impl Node {
         let pidfd = Rc::new(local::pidfd(pid)?);
         let id = ProcessId(self.next_id());
         let watcher = tasks::watch_process(self, pid, Rc::clone(&pidfd));
-        self.processes.insert(pid, Process { id, pidfd, watcher, space: None });
+        self.processes.insert(
+            pid,
+            Process {
+                id,
+                pidfd,
+                watcher,
+                space: None,
+            },
+        );
         Ok(id)
     }
 
-    fn on_anchor(&mut self, pid: i32, address: u64, descriptor: Option<OwnedFd>) -> Result<(), Errno> {
+    fn on_anchor(
+        &mut self,
+        pid: i32,
+        address: u64,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<(), Errno> {
         let descriptor = descriptor.ok_or(Errno::EINVAL)?;
         if let Some(old) = self.space_of(pid) {
             if self.memory.is_alive(old) {
@@ -148,14 +220,26 @@ impl Node {
             self.end_space(old);
         }
         let uffd = Uffd::of_process(descriptor).map_err(|error| self.no_tracking(pid, &error))?;
-        let space = self.memory.add_space(Some(uffd), address).map_err(|error| self.no_tracking(pid, &error))?;
+        let space = self
+            .memory
+            .add_space(Some(uffd), address)
+            .map_err(|error| self.no_tracking(pid, &error))?;
         let watcher = tasks::watch_space(self, space);
-        self.spaces.insert(space, Resident { pid: Some(pid), watcher });
+        self.spaces.insert(space, Resident { pid: None, watcher });
         self.memory.introduce(space, address, &anchor_page(space));
-        if let Some(process) = self.processes.get_mut(&pid) {
-            process.space = Some(space);
-        }
+        self.settle_in(pid, space);
         Ok(())
+    }
+
+    /// An address space is known to be this process's.
+    fn settle_in(&mut self, pid: i32, space: SpaceId) {
+        if let (Some(process), Some(resident)) =
+            (self.processes.get_mut(&pid), self.spaces.get_mut(&space))
+        {
+            process.space = Some(space);
+            resident.pid = Some(pid);
+            self.memory.identify(space, pid);
+        }
     }
 
     fn no_tracking(&self, pid: i32, error: &io::Error) -> Errno {
@@ -172,14 +256,22 @@ impl Node {
             return None;
         }
         let space = self.memory.add_space(None, 0).ok()?;
-        self.spaces.insert(space, Resident { pid: Some(pid), watcher: None });
-        self.processes.get_mut(&pid)?.space = Some(space);
+        self.spaces.insert(
+            space,
+            Resident {
+                pid: None,
+                watcher: None,
+            },
+        );
+        self.settle_in(pid, space);
         Some(space)
     }
 
     /// A child says that it was forked from `parent`, where the kernel does not report forks.
     fn adopt_fork(&mut self, parent: i32, child: i32) {
-        let Some(from) = self.space_of(parent).filter(|_| self.device.is_none()) else { return };
+        let Some(from) = self.space_of(parent).filter(|_| self.device.is_none()) else {
+            return;
+        };
         if self.space_of(child).is_some() || local::parent_of(child) != Some(parent) {
             return;
         }
@@ -191,7 +283,14 @@ impl Node {
 
     fn report_inherited(&mut self, space: SpaceId, pid: i32) {
         for (segment, count) in self.memory.attaches(space) {
-            self.tell(ToCoordinator::Inherited { segment, count, pid }, &[]);
+            self.tell(
+                ToCoordinator::Inherited {
+                    segment,
+                    count,
+                    pid,
+                },
+                &[],
+            );
         }
     }
 
@@ -211,12 +310,7 @@ impl Node {
             if let Some(old) = self.space_of(pid).filter(|old| *old != space) {
                 self.end_space(old);
             }
-            if let Some(process) = self.processes.get_mut(&pid) {
-                process.space = Some(space);
-            }
-            if let Some(resident) = self.spaces.get_mut(&space) {
-                resident.pid = Some(pid);
-            }
+            self.settle_in(pid, space);
         }
         self.memory.introduce(space, address, &anchor_page(space));
     }
@@ -241,20 +335,41 @@ impl Node {
     }
 
     /// The coordinator answered.
-    pub(crate) fn on_answer(&mut self, id: u64, outcome: Outcome, placement: Option<Placement>, raw: &[u8]) {
-        let Some(pending) = self.pending.remove(&id) else { return };
+    pub(crate) fn on_answer(
+        &mut self,
+        id: u64,
+        outcome: Outcome,
+        placement: Option<Placement>,
+        raw: &[u8],
+    ) {
+        let Some(pending) = self.pending.remove(&id) else {
+            return;
+        };
         match pending {
             Pending::Call(connection) => {
                 if let Some(theirs) = self.finish(connection, id) {
                     self.answer(connection, theirs, outcome, raw, None);
                 }
             }
-            Pending::Attach(connection, flags) => self.on_attach_answer(connection, id, flags, outcome, placement),
-            Pending::Detach { connection, attach, length } => {
+            Pending::Attach(connection, flags) => {
+                self.on_attach_answer(connection, id, flags, outcome, placement)
+            }
+            Pending::Detach {
+                connection,
+                attach,
+                length,
+            } => {
                 if let Some(theirs) = self.finish(connection, id) {
                     let message = match outcome {
-                        Ok(_) => FromNode::Detaching { id: theirs, attach: attach.0, length },
-                        Err(_) => FromNode::Answer { id: theirs, outcome },
+                        Ok(_) => FromNode::Detaching {
+                            id: theirs,
+                            attach: attach.0,
+                            length,
+                        },
+                        Err(_) => FromNode::Answer {
+                            id: theirs,
+                            outcome,
+                        },
                     };
                     self.post(connection, &message, &[], None);
                 }
@@ -265,7 +380,10 @@ impl Node {
     /// The shim's id of the call that the connection waits for, if it still does.
     fn finish(&mut self, connection: ConnectionId, ours: u64) -> Option<u64> {
         let entry = self.connections.get_mut(&connection)?;
-        entry.call.take_if(|(_, id)| *id == ours).map(|(theirs, _)| theirs)
+        entry
+            .call
+            .take_if(|(_, id)| *id == ours)
+            .map(|(theirs, _)| theirs)
     }
 
     fn on_attach_answer(
@@ -276,7 +394,10 @@ impl Node {
         outcome: Outcome,
         placement: Option<Placement>,
     ) {
-        let caller = self.connections.get(&connection).and_then(|c| c.caller.clone());
+        let caller = self
+            .connections
+            .get(&connection)
+            .and_then(|c| c.caller.clone());
         let theirs = self.finish(connection, id);
         let granted = match outcome {
             Ok(Answer::Attached(attachment)) => Ok(attachment),
@@ -286,7 +407,9 @@ impl Node {
         let pid = caller.as_ref().map_or(0, |c| c.pid);
         let leave = granted.and_then(|attachment| {
             let leave = match theirs {
-                Some(theirs) => self.leave_to_attach(connection, theirs, pid, flags, attachment, placement),
+                Some(theirs) => {
+                    self.leave_to_attach(connection, theirs, pid, flags, attachment, placement)
+                }
                 None => Err(Errno::EINTR),
             };
             if leave.is_err() {
@@ -312,10 +435,11 @@ impl Node {
         let segment = attachment.segment;
         let space = self.space_of(pid).ok_or(Errno::ENOMEM)?;
         let placement = placement.ok_or(Errno::EIO)?;
-        self.prepare(segment, attachment.size, placement).map_err(|error| {
-            tracing::error!(segment = segment.0, %error, "cannot make the segment's memory");
-            Errno::ENOMEM
-        })?;
+        self.prepare(segment, attachment.size, placement)
+            .map_err(|error| {
+                tracing::error!(segment = segment.0, %error, "cannot make the segment's memory");
+                Errno::ENOMEM
+            })?;
         let tracked = self.memory.is_tracked(segment);
         if matches!(placement, Placement::Shared { .. }) && !tracked {
             return Err(Errno::ENOMEM);
@@ -324,26 +448,57 @@ impl Node {
         // may come, only a process that may write can attach, even if just to read.
         let alone = matches!(self.coordinator, Coordinator::Embedded(_)) && !tracked;
         if !attachment.may_write && !alone {
-            tracing::warn!(segment = segment.0, pid, "attach without write permission is only possible on a single node");
+            tracing::warn!(
+                segment = segment.0,
+                pid,
+                "attach without write permission is only possible on a single node"
+            );
             return Err(Errno::EACCES);
         }
         let writable = attachment.may_write && (!alone || flags & SHM_RDONLY == 0);
         let descriptor = self.memory.descriptor(segment, writable).map_err(|error| {
             tracing::error!(segment = segment.0, %error, "cannot open the segment's memory");
-            if error.raw_os_error() == Some(libc::EMFILE) { Errno::EMFILE } else { Errno::ENOMEM }
+            if error.raw_os_error() == Some(libc::EMFILE) {
+                Errno::EMFILE
+            } else {
+                Errno::ENOMEM
+            }
         })?;
         let attach = self.memory.new_attach();
-        self.mapping.insert(attach, Attaching { connection, space, segment });
-        let attachment = Attachment { attach: attach.0, tracked, ..attachment };
-        self.answer(connection, theirs, Ok(Answer::Attached(attachment)), &[], Some(descriptor.as_fd()));
+        self.mapping.insert(
+            attach,
+            Attaching {
+                connection,
+                space,
+                segment,
+            },
+        );
+        let attachment = Attachment {
+            attach: attach.0,
+            tracked,
+            ..attachment
+        };
+        self.answer(
+            connection,
+            theirs,
+            Ok(Answer::Attached(attachment)),
+            &[],
+            Some(descriptor.as_fd()),
+        );
         Ok(())
     }
 
     fn on_mapped(&mut self, from: ConnectionId, id: u64, attach: AttachId, address: u64) {
-        let Some(attaching) = self.mapping.get(&attach).filter(|a| a.connection == from) else { return };
+        let Some(attaching) = self.mapping.get(&attach).filter(|a| a.connection == from) else {
+            return;
+        };
         let (space, segment) = (attaching.space, attaching.segment);
         self.mapping.remove(&attach);
-        let pid = self.connections.get(&from).and_then(|c| c.caller.as_ref()).map_or(0, |c| c.pid);
+        let pid = self
+            .connections
+            .get(&from)
+            .and_then(|c| c.caller.as_ref())
+            .map_or(0, |c| c.pid);
         if address == 0 {
             self.detached(segment, 1, pid);
         } else {
@@ -369,8 +524,11 @@ impl Node {
     }
 
     fn on_detach(&mut self, from: ConnectionId, theirs: u64, caller: &Caller, address: u64) {
-        let found = self.space_of(caller.pid).and_then(|space| self.memory.attach_at(space, address));
-        let (Some((attach, segment, length)), Some(space)) = (found, self.space_of(caller.pid)) else {
+        let found = self
+            .space_of(caller.pid)
+            .and_then(|space| self.memory.attach_at(space, address));
+        let (Some((attach, segment, length)), Some(space)) = (found, self.space_of(caller.pid))
+        else {
             return self.answer(from, theirs, Err(Errno::EINVAL), &[], None);
         };
         self.memory.stop_counting(space, attach);
@@ -378,32 +536,70 @@ impl Node {
         if let Some(connection) = self.connections.get_mut(&from) {
             connection.call = Some((theirs, id));
         }
-        self.pending.insert(id, Pending::Detach { connection: from, attach, length });
-        self.tell(ToCoordinator::Detached { id, segment, count: 1, pid: caller.pid }, &[]);
+        self.pending.insert(
+            id,
+            Pending::Detach {
+                connection: from,
+                attach,
+                length,
+            },
+        );
+        self.tell(
+            ToCoordinator::Detached {
+                id,
+                segment,
+                count: 1,
+                pid: caller.pid,
+            },
+            &[],
+        );
     }
 
     fn detached(&mut self, segment: SegmentId, count: u32, pid: i32) {
         if count > 0 {
-            self.tell(ToCoordinator::Detached { id: 0, segment, count, pid }, &[]);
+            self.tell(
+                ToCoordinator::Detached {
+                    id: 0,
+                    segment,
+                    count,
+                    pid,
+                },
+                &[],
+            );
         }
     }
 
     /// A connection ended: of its call nothing is left to do, and the process may have gone on to
     /// another program.
     pub(crate) fn on_disconnect(&mut self, id: ConnectionId) {
-        let Some(connection) = self.connections.remove(&id) else { return };
+        let Some(connection) = self.connections.remove(&id) else {
+            return;
+        };
         if let Some((_, ours)) = connection.call {
-            self.tell(ToCoordinator::Cancel { id: ours, errno: Errno::EINTR }, &[]);
+            self.tell(
+                ToCoordinator::Cancel {
+                    id: ours,
+                    errno: Errno::EINTR,
+                },
+                &[],
+            );
         }
         let pid = connection.caller.map_or(0, |c| c.pid);
-        let given_up: Vec<(AttachId, SegmentId)> =
-            self.mapping.iter().filter(|(_, a)| a.connection == id).map(|(attach, a)| (*attach, a.segment)).collect();
+        let given_up: Vec<(AttachId, SegmentId)> = self
+            .mapping
+            .iter()
+            .filter(|(_, a)| a.connection == id)
+            .map(|(attach, a)| (*attach, a.segment))
+            .collect();
         for (attach, segment) in given_up {
             self.mapping.remove(&attach);
             self.detached(segment, 1, pid);
             self.try_arm(segment);
         }
-        if let Some(space) = self.space_of(pid).filter(|space| !self.is_running(*space, Some(pid))) {
+        if let Some(space) = self
+            .space_of(pid)
+            .filter(|space| !self.is_running(*space, Some(pid)))
+        {
             self.end_space(space);
         }
         self.settle();
@@ -411,11 +607,21 @@ impl Node {
 
     /// A process ended.
     pub(crate) fn on_exit(&mut self, pid: i32) {
-        let Some(process) = self.processes.remove(&pid) else { return };
+        let Some(process) = self.processes.remove(&pid) else {
+            return;
+        };
         process.watcher.abort();
-        let of_process = |c: &Connection| c.caller.as_ref().is_some_and(|caller| caller.process == process.id);
-        let connections: Vec<ConnectionId> =
-            self.connections.iter().filter(|(_, c)| of_process(c)).map(|(id, _)| *id).collect();
+        let of_process = |c: &Connection| {
+            c.caller
+                .as_ref()
+                .is_some_and(|caller| caller.process == process.id)
+        };
+        let connections: Vec<ConnectionId> = self
+            .connections
+            .iter()
+            .filter(|(_, c)| of_process(c))
+            .map(|(id, _)| *id)
+            .collect();
         for id in connections {
             // A child may have inherited the descriptor, so the end of the socket may not come.
             self.connections[&id].task.abort();
@@ -431,7 +637,13 @@ impl Node {
                 self.end_space(space);
             }
         }
-        self.tell(ToCoordinator::Exited { process: process.id, pid }, &[]);
+        self.tell(
+            ToCoordinator::Exited {
+                process: process.id,
+                pid,
+            },
+            &[],
+        );
         self.settle();
     }
 
@@ -452,7 +664,11 @@ impl Node {
     /// Whether the end of an address space would go unnoticed but for [`Node::probe`]: that of an
     /// unknown process, or an exec by one that has no connection which would end with it.
     fn is_quiet(&self, resident: &Resident) -> bool {
-        let connected = |pid| self.connections.values().any(|c| c.caller.as_ref().is_some_and(|caller| caller.pid == pid));
+        let connected = |pid| {
+            self.connections
+                .values()
+                .any(|c| c.caller.as_ref().is_some_and(|caller| caller.pid == pid))
+        };
         resident.pid.is_none_or(|pid| !connected(pid))
     }
 
@@ -461,7 +677,9 @@ impl Node {
         let gone: Vec<SpaceId> = self
             .spaces
             .iter()
-            .filter(|(space, resident)| self.is_quiet(resident) && !self.is_running(**space, resident.pid))
+            .filter(|(space, resident)| {
+                self.is_quiet(resident) && !self.is_running(**space, resident.pid)
+            })
             .map(|(space, _)| *space)
             .collect();
         for space in gone {
@@ -472,7 +690,11 @@ impl Node {
 
     /// Whether an address space still exists.
     fn is_running(&self, space: SpaceId, pid: Option<i32>) -> bool {
-        if self.device.is_some() { self.memory.is_alive(space) } else { pid.is_some_and(local::maps_segments) }
+        if self.device.is_some() {
+            self.memory.is_alive(space)
+        } else {
+            pid.is_some_and(local::maps_segments)
+        }
     }
 
     fn answer(
@@ -486,8 +708,16 @@ impl Node {
         self.post(to, &FromNode::Answer { id, outcome }, raw, descriptor);
     }
 
-    fn post(&mut self, to: ConnectionId, message: &FromNode, raw: &[u8], descriptor: Option<BorrowedFd<'_>>) {
-        let Some(connection) = self.connections.get(&to) else { return };
+    fn post(
+        &mut self,
+        to: ConnectionId,
+        message: &FromNode,
+        raw: &[u8],
+        descriptor: Option<BorrowedFd<'_>>,
+    ) {
+        let Some(connection) = self.connections.get(&to) else {
+            return;
+        };
         let mut packet = Vec::with_capacity(128 + raw.len());
         let sent = codec::encode(message, raw, &mut packet)
             .map_err(io::Error::other)

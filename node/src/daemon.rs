@@ -193,7 +193,13 @@ impl Node {
                 budget,
                 device,
                 memory,
-                engine: Engine::new(id, CoherenceConfig::default()),
+                engine: Engine::new(
+                    id,
+                    CoherenceConfig {
+                        hold_max: 50_000,
+                        ..CoherenceConfig::default()
+                    },
+                ),
                 coordinator,
                 inbox: VecDeque::new(),
                 outputs: Vec::new(),
@@ -233,9 +239,17 @@ impl Node {
             }
             Coordinator::Remote(link) => link.send(&message, raw),
             Coordinator::Lost => {
-                if let ToCoordinator::Call { id, .. } | ToCoordinator::Detached { id, .. } = message {
+                if let ToCoordinator::Call { id, .. } | ToCoordinator::Detached { id, .. } = message
+                {
                     let outcome = Err(Errno::ENOSYS);
-                    self.inbox.push_back((FromCoordinator::Answer { id, outcome, placement: None }, Vec::new()));
+                    self.inbox.push_back((
+                        FromCoordinator::Answer {
+                            id,
+                            outcome,
+                            placement: None,
+                        },
+                        Vec::new(),
+                    ));
                 }
             }
         }
@@ -243,7 +257,10 @@ impl Node {
 
     /// Takes what the embedded coordinator said.
     pub(crate) fn collect_outputs(&mut self) {
-        let mine = self.outputs.drain(..).map(|output| (output.message, output.raw));
+        let mine = self
+            .outputs
+            .drain(..)
+            .map(|output| (output.message, output.raw));
         self.inbox.extend(mine);
     }
 
@@ -272,13 +289,21 @@ impl Node {
 
     fn on_coordinator(&mut self, message: FromCoordinator, raw: &[u8]) {
         match message {
-            FromCoordinator::Answer { id, outcome, placement } => self.on_answer(id, outcome, placement, raw),
+            FromCoordinator::Answer {
+                id,
+                outcome,
+                placement,
+            } => self.on_answer(id, outcome, placement, raw),
             FromCoordinator::Share { segment } => {
                 self.arming.insert(segment);
                 self.try_arm(segment);
             }
             FromCoordinator::HomeIs { extent, home } => self.on_home(extent, home),
-            FromCoordinator::SegmentIs { segment, size, default_home } => self.on_segment(segment, size, default_home),
+            FromCoordinator::SegmentIs {
+                segment,
+                size,
+                default_home,
+            } => self.on_segment(segment, size, default_home),
             FromCoordinator::Destroyed { segment } => self.on_destroyed(segment),
             FromCoordinator::Members { members } => self.on_members(members),
             FromCoordinator::Welcome { .. } | FromCoordinator::Refused { .. } => {
@@ -289,12 +314,22 @@ impl Node {
 
     /// The link to the coordinator broke: what waits for it fails, and all later calls do.
     pub(crate) fn on_coordinator_lost(&mut self) {
-        tracing::error!(node = self.name, "lost the coordinator; System V calls now fail with ENOSYS");
+        tracing::error!(
+            node = self.name,
+            "lost the coordinator; System V calls now fail with ENOSYS"
+        );
         self.coordinator = Coordinator::Lost;
         let ids: Vec<u64> = self.pending.keys().copied().collect();
         for id in ids {
             let outcome = Err(Errno::ENOSYS);
-            self.inbox.push_back((FromCoordinator::Answer { id, outcome, placement: None }, Vec::new()));
+            self.inbox.push_back((
+                FromCoordinator::Answer {
+                    id,
+                    outcome,
+                    placement: None,
+                },
+                Vec::new(),
+            ));
         }
     }
 
@@ -311,6 +346,8 @@ impl Node {
 
 /// Seconds since the epoch.
 fn unix_time() -> i64 {
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let elapsed = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
 }

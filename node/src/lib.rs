@@ -69,7 +69,9 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The runtime directory cannot be used.
-    #[error("cannot use runtime directory {path}: {source}; choose another with --runtime-dir or MIGSHM_RUNTIME_DIR")]
+    #[error(
+        "cannot use runtime directory {path}: {source}; choose another with --runtime-dir or MIGSHM_RUNTIME_DIR"
+    )]
     Directory {
         /// The directory.
         path: PathBuf,
@@ -86,7 +88,9 @@ pub enum Error {
     #[error(transparent)]
     Name(#[from] migshm_transport::BadName),
     /// No certificates were named.
-    #[error("a node of a cluster needs certificates: name their directory with --pki or MIGSHM_PKI (migshm pki makes them)")]
+    #[error(
+        "a node of a cluster needs certificates: name their directory with --pki or MIGSHM_PKI (migshm pki makes them)"
+    )]
     NoPki,
     /// The certificates do not work.
     #[error(transparent)]
@@ -103,7 +107,9 @@ pub enum Error {
         source: io::Error,
     },
     /// The coordinator cannot be reached, or is not one.
-    #[error("cannot reach coordinator {coordinator}: {source}; is `migshm coordinator` running there?")]
+    #[error(
+        "cannot reach coordinator {coordinator}: {source}; is `migshm coordinator` running there?"
+    )]
     Unreachable {
         /// As configured.
         coordinator: String,
@@ -129,7 +135,9 @@ pub enum Error {
 /// [`Error`], also told on `config.ready_fd`.
 pub fn run(config: Config) -> Result<(), Error> {
     let mut ready = Ready::new(config.ready_fd);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let result = LocalSet::new().block_on(&runtime, serve(config, &mut ready));
     if let Err(error) = &result {
         ready.tell(Err(error.to_string()));
@@ -148,7 +156,10 @@ struct Membership {
 
 async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
     let directory = config.runtime_dir.clone();
-    let in_directory = |source| Error::Directory { path: directory.clone(), source };
+    let in_directory = |source| Error::Directory {
+        path: directory.clone(),
+        source,
+    };
     start::runtime_directory(&directory).map_err(in_directory)?;
     start::raise_descriptor_limit();
     let class = start::schedule();
@@ -163,21 +174,46 @@ async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
     };
     let device = device.filter(|device| config.coordinator.is_some() || can_track(device));
     let memory = Memory::new(device.as_ref())?;
-    let budget = if config.memory == 0 { start::physical_memory() } else { config.memory };
+    let budget = if config.memory == 0 {
+        start::physical_memory()
+    } else {
+        config.memory
+    };
 
     let membership = match &config.coordinator {
         Some(coordinator) => Some(join(&config, coordinator, budget).await?),
         None => None,
     };
-    let lock = if config.autostart { None } else { Some(Lock::take(&directory).map_err(in_directory)?) };
-    let listener = Rc::new(tasks::watch(start::listen(&directory).map_err(in_directory)?)?);
+    let lock = if config.autostart {
+        None
+    } else {
+        Some(Lock::take(&directory).map_err(in_directory)?)
+    };
+    let listener = Rc::new(tasks::watch(
+        start::listen(&directory).map_err(in_directory)?,
+    )?);
     drop(lock);
 
     let name = config.name.clone();
     let node = match membership {
-        Some(Membership { node, epoch, sender, receiver, endpoint }) => {
+        Some(Membership {
+            node,
+            epoch,
+            sender,
+            receiver,
+            endpoint,
+        }) => {
             let coordinator = Coordinator::Remote(sender);
-            let node = Node::new(name, node, epoch, budget, device, memory, coordinator, Some(endpoint.clone()));
+            let node = Node::new(
+                name,
+                node,
+                epoch,
+                budget,
+                device,
+                memory,
+                coordinator,
+                Some(endpoint.clone()),
+            );
             spawn_local(tasks::hear_coordinator(Rc::clone(&node), receiver));
             spawn_local(tasks::accept_peers(Rc::clone(&node), endpoint));
             node
@@ -215,7 +251,11 @@ async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
 
 /// Ends the service unless a process has come meanwhile. Under the lock, so that a program that
 /// finds no daemon starts the next one only after this.
-fn leave(node: &daemon::Shared, listener: &AsyncFd<local::Socket>, directory: &std::path::Path) -> io::Result<bool> {
+fn leave(
+    node: &daemon::Shared,
+    listener: &AsyncFd<local::Socket>,
+    directory: &std::path::Path,
+) -> io::Result<bool> {
     let _lock = match Lock::try_take(directory) {
         // Somebody is about to connect.
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
@@ -230,7 +270,9 @@ fn leave(node: &daemon::Shared, listener: &AsyncFd<local::Socket>, directory: &s
 
 /// Whether this process may also see the forks of those it watches.
 fn can_track(device: &File) -> bool {
-    Uffd::probe(device).inspect_err(|error| tracing::info!(%error, "userfaultfd cannot report forks")).is_ok()
+    Uffd::probe(device)
+        .inspect_err(|error| tracing::info!(%error, "userfaultfd cannot report forks"))
+        .is_ok()
 }
 
 /// A node that is its own cluster.
@@ -245,8 +287,20 @@ fn embedded(
     let mut outputs = Vec::new();
     let (id, epoch) = core
         .join(name.clone(), address, budget, &mut outputs)
-        .map_err(|error| Error::Refused { coordinator: "embedded".to_owned(), reason: error.to_string() })?;
-    let node = Node::new(name, id, epoch, budget, device, memory, Coordinator::Embedded(core), None);
+        .map_err(|error| Error::Refused {
+            coordinator: "embedded".to_owned(),
+            reason: error.to_string(),
+        })?;
+    let node = Node::new(
+        name,
+        id,
+        epoch,
+        budget,
+        device,
+        memory,
+        Coordinator::Embedded(core),
+        None,
+    );
     {
         let mut node = node.borrow_mut();
         node.outputs = outputs;
@@ -261,24 +315,56 @@ async fn join(config: &Config, coordinator: &str, budget: u64) -> Result<Members
     let pki = config.pki.as_ref().ok_or(Error::NoPki)?;
     let identity = Identity::load(pki, &Peer::node(&config.name)?)?;
     let endpoint = Endpoint::bind(config.listen, &identity)?;
-    let unresolved = |source| Error::Resolve { coordinator: coordinator.to_owned(), source };
+    let unresolved = |source| Error::Resolve {
+        coordinator: coordinator.to_owned(),
+        source,
+    };
     let address = tokio::net::lookup_host(coordinator)
         .await
         .map_err(unresolved)?
         .find(|a| a.is_ipv4() == config.listen.is_ipv4())
-        .ok_or_else(|| unresolved(io::Error::new(io::ErrorKind::NotFound, "no address of the listener's family")))?;
-    let unreachable = |source| Error::Unreachable { coordinator: coordinator.to_owned(), source };
-    let link = endpoint.connect(address, &Peer::Coordinator).await.map_err(unreachable)?;
+        .ok_or_else(|| {
+            unresolved(io::Error::new(
+                io::ErrorKind::NotFound,
+                "no address of the listener's family",
+            ))
+        })?;
+    let unreachable = |source| Error::Unreachable {
+        coordinator: coordinator.to_owned(),
+        source,
+    };
+    let link = endpoint
+        .connect(address, &Peer::Coordinator)
+        .await
+        .map_err(unreachable)?;
     let (sender, mut receiver) = (link.sender, link.receiver);
-    let own = SocketAddr::new(reachable_ip(config.listen, address)?, endpoint.local_address()?.port());
+    let own = SocketAddr::new(
+        reachable_ip(config.listen, address)?,
+        endpoint.local_address()?.port(),
+    );
     let name = config.name.clone();
-    sender.send(&ToCoordinator::Join { version: VERSION, name, address: own, memory: budget }, &[]);
-    let refused = |reason| Error::Refused { coordinator: coordinator.to_owned(), reason };
+    sender.send(
+        &ToCoordinator::Join {
+            version: VERSION,
+            name,
+            address: own,
+            memory: budget,
+        },
+        &[],
+    );
+    let refused = |reason| Error::Refused {
+        coordinator: coordinator.to_owned(),
+        reason,
+    };
     let frame = receiver.next().await.map_err(unreachable)?;
     match frame.decode::<FromCoordinator>() {
-        Ok((FromCoordinator::Welcome { node, epoch }, _)) => {
-            Ok(Membership { node, epoch, sender, receiver, endpoint })
-        }
+        Ok((FromCoordinator::Welcome { node, epoch }, _)) => Ok(Membership {
+            node,
+            epoch,
+            sender,
+            receiver,
+            endpoint,
+        }),
         Ok((FromCoordinator::Refused { reason }, _)) => Err(refused(reason)),
         Ok(_) => Err(refused("it answers something else".to_owned())),
         Err(error) => Err(refused(error.to_string())),

@@ -68,8 +68,12 @@ impl Socket {
     /// Whether somebody accepts connections at `path`.
     #[must_use]
     pub fn is_served(path: &Path) -> bool {
-        let Ok((address, length)) = unix_address(path) else { return false };
-        let Ok(socket) = Socket::new() else { return false };
+        let Ok((address, length)) = unix_address(path) else {
+            return false;
+        };
+        let Ok(socket) = Socket::new() else {
+            return false;
+        };
         // SAFETY: the address is initialised and its length is right.
         unsafe { libc::connect(socket.0.as_raw_fd(), (&raw const address).cast(), length) == 0 }
     }
@@ -87,8 +91,14 @@ impl Socket {
     pub fn accept(&self) -> io::Result<Socket> {
         let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
         // SAFETY: no address is asked for; returns a new descriptor or -1.
-        let fd =
-            unsafe { libc::accept4(self.0.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), flags) };
+        let fd = unsafe {
+            libc::accept4(
+                self.0.as_raw_fd(),
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+                flags,
+            )
+        };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -102,7 +112,10 @@ impl Socket {
     /// Those of `recvmsg(2)`, `WouldBlock` among them; `InvalidData` if the packet is longer than
     /// the buffer.
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
-        let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        let mut iov = libc::iovec {
+            iov_base: buffer.as_mut_ptr().cast(),
+            iov_len: buffer.len(),
+        };
         let mut control = Control([0; 32]);
         // SAFETY: plain data, zero is a valid value.
         let mut header: libc::msghdr = unsafe { mem::zeroed() };
@@ -111,7 +124,8 @@ impl Socket {
         header.msg_control = control.0.as_mut_ptr().cast();
         header.msg_controllen = control.0.len();
         // SAFETY: the header refers to live buffers of the lengths it says.
-        let got = unsafe { libc::recvmsg(self.0.as_raw_fd(), &raw mut header, libc::MSG_CMSG_CLOEXEC) };
+        let got =
+            unsafe { libc::recvmsg(self.0.as_raw_fd(), &raw mut header, libc::MSG_CMSG_CLOEXEC) };
         let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
         let mut descriptor = None;
         // SAFETY: the kernel filled the control buffer; the macros stay inside it. It has room
@@ -141,7 +155,10 @@ impl Socket {
     /// # Errors
     /// Those of `sendmsg(2)`; `WouldBlock` if the peer does not read.
     pub fn send(&self, bytes: &[u8], descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        let mut iov = libc::iovec {
+            iov_base: bytes.as_ptr().cast_mut().cast(),
+            iov_len: bytes.len(),
+        };
         let mut control = Control([0; 32]);
         // SAFETY: plain data, zero is a valid value.
         let mut header: libc::msghdr = unsafe { mem::zeroed() };
@@ -157,12 +174,19 @@ impl Socket {
                 (*message).cmsg_level = libc::SOL_SOCKET;
                 (*message).cmsg_type = libc::SCM_RIGHTS;
                 (*message).cmsg_len = libc::CMSG_LEN(size) as usize;
-                libc::CMSG_DATA(message).cast::<RawFd>().write_unaligned(descriptor.as_raw_fd());
+                libc::CMSG_DATA(message)
+                    .cast::<RawFd>()
+                    .write_unaligned(descriptor.as_raw_fd());
             }
         }
         // SAFETY: the header refers to live buffers of the lengths it says.
-        let sent = unsafe { libc::sendmsg(self.0.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL) };
-        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        let sent =
+            unsafe { libc::sendmsg(self.0.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL) };
+        if sent < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
     }
 
     /// Who connected.
@@ -170,7 +194,11 @@ impl Socket {
     /// # Errors
     /// Those of `getsockopt(2)`.
     pub fn credentials(&self) -> io::Result<Credentials> {
-        let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+        let mut peer = libc::ucred {
+            pid: 0,
+            uid: 0,
+            gid: 0,
+        };
         self.option(libc::SO_PEERCRED, std::slice::from_mut(&mut peer))?;
         let mut groups = vec![0u32; 64];
         let used = match self.option(libc::SO_PEERGROUPS, &mut groups) {
@@ -182,7 +210,12 @@ impl Socket {
             other => other?,
         };
         groups.truncate(used / size_of::<u32>());
-        Ok(Credentials { pid: peer.pid, uid: peer.uid, gid: peer.gid, groups })
+        Ok(Credentials {
+            pid: peer.pid,
+            uid: peer.uid,
+            gid: peer.gid,
+            groups,
+        })
     }
 
     fn option<T>(&self, option: libc::c_int, value: &mut [T]) -> io::Result<usize> {
@@ -197,7 +230,11 @@ impl Socket {
                 &raw mut length,
             )
         };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(length as usize) }
+        if result < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(length as usize)
+        }
     }
 }
 
@@ -219,16 +256,26 @@ fn unix_address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)>
     address.sun_family = libc::sa_family_t::try_from(libc::AF_UNIX).expect("small");
     let bytes = path.as_os_str().as_bytes();
     if bytes.len() >= address.sun_path.len() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "path too long for a unix socket"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "path too long for a unix socket",
+        ));
     }
     for (to, from) in address.sun_path.iter_mut().zip(bytes) {
         *to = from.cast_signed();
     }
-    Ok((address, libc::socklen_t::try_from(size_of::<libc::sockaddr_un>()).expect("small")))
+    Ok((
+        address,
+        libc::socklen_t::try_from(size_of::<libc::sockaddr_un>()).expect("small"),
+    ))
 }
 
 fn is_readable(fd: RawFd) -> bool {
-    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let mut poll = libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
     // SAFETY: one live pollfd; does not block.
     unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
 }
@@ -257,14 +304,18 @@ pub fn has_ended(pidfd: &OwnedFd) -> bool {
 /// A field of `/proc/PID/status`.
 fn status_field(id: i32, field: &str) -> Option<String> {
     let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
     Some(line.trim().to_owned())
 }
 
 /// Effective capabilities of a process, as the kernel's bit mask; none if it is gone.
 #[must_use]
 pub fn capabilities(pid: i32) -> u64 {
-    status_field(pid, "CapEff").and_then(|hex| u64::from_str_radix(&hex, 16).ok()).unwrap_or(0)
+    status_field(pid, "CapEff")
+        .and_then(|hex| u64::from_str_radix(&hex, 16).ok())
+        .unwrap_or(0)
 }
 
 /// The process that a thread belongs to.

@@ -13,9 +13,8 @@
 //!
 //! So, before a page is put into the page cache for reading, it is protected in every mapping:
 //! another process then maps it without an event, and still cannot write it unseen. A page is put
-//! in by `UFFDIO_COPY` only (atomic: no neighbour maps a half-written page), through a mapping of
-//! a process that waits for it, or through the daemon's own mapping, which is registered for
-//! nothing but that. The daemon itself reads by `pread`, which neither faults nor fills a hole.
+//! in by `UFFDIO_COPY` only (atomic: no neighbour maps a half-written page), through the daemon's
+//! own mapping, which is registered for nothing but that. The daemon itself reads by `pread`, which neither faults nor fills a hole.
 //! Punching a page out of the memfd takes it from every process at once.
 //!
 //! A fork duplicates mappings and protections. The kernel reports it on the parent's userfaultfd
@@ -44,6 +43,9 @@ const PAGE: u64 = PAGE_SIZE as u64;
 const MEMFD_NAME: &CStr = c"migshm";
 /// How long a forking thread is given to notice that its event was read.
 const FORK_PAUSE: Duration = Duration::from_micros(20);
+
+/// How many threads that were woken are remembered: more than fault within a hold.
+const WOKEN: usize = 256;
 
 /// An address space, on this node and in this daemon's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -75,8 +77,10 @@ pub struct Memory {
     own: Option<Uffd>,
     segments: FxHashMap<SegmentId, Segment>,
     spaces: BTreeMap<SpaceId, Space>,
-    /// Threads that wait for a page.
+    /// Threads that wait for a page: where they touched it.
     waiting: FxHashMap<Page, Vec<(SpaceId, u64)>>,
+    /// The last [`WOKEN`] of them that were woken.
+    woken: VecDeque<(Page, SpaceId, u64)>,
     reports: VecDeque<(SpaceId, Report)>,
     last_id: u64,
 }
@@ -114,6 +118,8 @@ impl Mapping {
 
 struct Space {
     uffd: Option<Rc<Uffd>>,
+    /// `/proc/PID/pagemap`, once the process is known.
+    pagemap: Option<File>,
     /// Address of the anchor page; 0 without userfaultfd.
     anchor: u64,
     /// Segments with a mapping here (each once).
@@ -144,6 +150,7 @@ impl Memory {
             segments: FxHashMap::default(),
             spaces: BTreeMap::new(),
             waiting: FxHashMap::default(),
+            woken: VecDeque::with_capacity(WOKEN),
             reports: VecDeque::new(),
             last_id: 0,
         })
@@ -166,7 +173,12 @@ impl Memory {
     pub fn add_segment(&mut self, id: SegmentId, size: u64) -> io::Result<()> {
         let pages = u32::try_from(size.div_ceil(PAGE)).map_err(|_| io::ErrorKind::FileTooLarge)?;
         // SAFETY: the name is a C string; the call returns a new descriptor or -1.
-        let fd = unsafe { libc::memfd_create(MEMFD_NAME.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+        let fd = unsafe {
+            libc::memfd_create(
+                MEMFD_NAME.as_ptr(),
+                libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING,
+            )
+        };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -178,7 +190,15 @@ impl Memory {
         if unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, seals) } < 0 {
             return Err(io::Error::last_os_error());
         }
-        self.segments.insert(id, Segment { memfd, pages, own: None, mappings: Vec::new() });
+        self.segments.insert(
+            id,
+            Segment {
+                memfd,
+                pages,
+                own: None,
+                mappings: Vec::new(),
+            },
+        );
         Ok(())
     }
 
@@ -186,6 +206,7 @@ impl Memory {
     pub fn remove_segment(&mut self, id: SegmentId) {
         if self.segments.remove(&id).is_some() {
             self.waiting.retain(|page, _| page.segment != id);
+            self.woken.retain(|(page, ..)| page.segment != id);
             for space in self.spaces.values_mut() {
                 space.segments.retain(|s| *s != id);
             }
@@ -245,11 +266,18 @@ impl Memory {
     }
 
     fn register(&self, mapping: &Mapping) -> io::Result<()> {
-        let Some(space) = self.spaces.get(&mapping.space) else { return Ok(()) };
+        let Some(space) = self.spaces.get(&mapping.space) else {
+            return Ok(());
+        };
         let uffd = space.uffd.as_ref().ok_or(io::ErrorKind::Unsupported)?;
         match uffd.register(mapping.address, u64::from(mapping.pages) * PAGE) {
             // The process is gone, or it has unmapped the range behind our back.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ESRCH | libc::ENOMEM | libc::EINVAL)) => {
+            Err(e)
+                if matches!(
+                    e.raw_os_error(),
+                    Some(libc::ESRCH | libc::ENOMEM | libc::EINVAL)
+                ) =>
+            {
                 tracing::debug!(space = mapping.space.0, error = %e, "mapping cannot be registered");
                 Ok(())
             }
@@ -267,7 +295,15 @@ impl Memory {
             uffd.register_missing(anchor, PAGE)?;
         }
         let id = SpaceId(self.next_id());
-        self.spaces.insert(id, Space { uffd: uffd.map(Rc::new), anchor, segments: Vec::new() });
+        self.spaces.insert(
+            id,
+            Space {
+                uffd: uffd.map(Rc::new),
+                pagemap: None,
+                anchor,
+                segments: Vec::new(),
+            },
+        );
         Ok(id)
     }
 
@@ -277,25 +313,54 @@ impl Memory {
         self.spaces.get(&id)?.uffd.clone()
     }
 
+    /// Says whose address space it is.
+    pub fn identify(&mut self, id: SpaceId, pid: i32) {
+        if let Some(space) = self.spaces.get_mut(&id) {
+            space.pagemap = File::open(format!("/proc/{pid}/pagemap"))
+                .inspect_err(|error| tracing::debug!(pid, %error, "cannot open pagemap"))
+                .ok();
+        }
+    }
+
+    /// Whether the page table at an address has an entry. Nothing is known without a pagemap.
+    fn is_mapped(&self, space: SpaceId, address: u64) -> Option<bool> {
+        /// `Documentation/admin-guide/mm/pagemap.rst`.
+        const PRESENT: u64 = 1 << 63;
+        let pagemap = self.spaces.get(&space)?.pagemap.as_ref()?;
+        let mut entry = [0; 8];
+        pagemap.read_exact_at(&mut entry, address / PAGE * 8).ok()?;
+        Some(u64::from_le_bytes(entry) & PRESENT != 0)
+    }
+
     /// Whether an address space with a userfaultfd still exists; true without one.
     #[must_use]
     pub fn is_alive(&self, id: SpaceId) -> bool {
-        let Some(space) = self.spaces.get(&id) else { return false };
-        space.uffd.as_ref().is_none_or(|uffd| uffd.alive(space.anchor))
+        let Some(space) = self.spaces.get(&id) else {
+            return false;
+        };
+        space
+            .uffd
+            .as_ref()
+            .is_none_or(|uffd| uffd.alive(space.anchor))
     }
 
     /// Forgets an address space; returns how many attaches of which segments went with it.
     pub fn remove_space(&mut self, id: SpaceId) -> Vec<(SegmentId, u32)> {
-        let Some(space) = self.spaces.remove(&id) else { return Vec::new() };
+        let Some(space) = self.spaces.remove(&id) else {
+            return Vec::new();
+        };
         let mut ended = Vec::new();
         for segment_id in space.segments {
-            let Some(segment) = self.segments.get_mut(&segment_id) else { continue };
+            let Some(segment) = self.segments.get_mut(&segment_id) else {
+                continue;
+            };
             ended.push((segment_id, segment.attaches(id)));
             segment.mappings.retain(|m| m.space != id);
         }
         for waiters in self.waiting.values_mut() {
             waiters.retain(|(space, _)| *space != id);
         }
+        self.woken.retain(|(_, space, _)| *space != id);
         self.reports.retain(|(space, _)| *space != id);
         ended
     }
@@ -306,11 +371,25 @@ impl Memory {
     }
 
     fn copy_mappings(&mut self, parent: SpaceId, child: SpaceId) {
-        let segments = self.spaces.get(&parent).map(|s| s.segments.clone()).unwrap_or_default();
+        let segments = self
+            .spaces
+            .get(&parent)
+            .map(|s| s.segments.clone())
+            .unwrap_or_default();
         for id in &segments {
-            let Some(segment) = self.segments.get_mut(id) else { continue };
-            let copies: Vec<Mapping> =
-                segment.mappings.iter().filter(|m| m.space == parent).map(|m| Mapping { space: child, counts: true, ..*m }).collect();
+            let Some(segment) = self.segments.get_mut(id) else {
+                continue;
+            };
+            let copies: Vec<Mapping> = segment
+                .mappings
+                .iter()
+                .filter(|m| m.space == parent)
+                .map(|m| Mapping {
+                    space: child,
+                    counts: true,
+                    ..*m
+                })
+                .collect();
             segment.mappings.extend(copies);
         }
         if let Some(space) = self.spaces.get_mut(&child) {
@@ -321,8 +400,14 @@ impl Memory {
     /// Attaches of an address space, by segment.
     #[must_use]
     pub fn attaches(&self, id: SpaceId) -> Vec<(SegmentId, u32)> {
-        let Some(space) = self.spaces.get(&id) else { return Vec::new() };
-        space.segments.iter().filter_map(|s| Some((*s, self.segments.get(s)?.attaches(id)))).collect()
+        let Some(space) = self.spaces.get(&id) else {
+            return Vec::new();
+        };
+        space
+            .segments
+            .iter()
+            .filter_map(|s| Some((*s, self.segments.get(s)?.attaches(id))))
+            .collect()
     }
 
     /// Records where an attach was mapped, and registers it if the segment is tracked. Returns
@@ -338,7 +423,14 @@ impl Memory {
         address: u64,
     ) -> io::Result<Vec<SegmentId>> {
         let entry = self.segments.get(&segment).ok_or(io::ErrorKind::NotFound)?;
-        let mapping = Mapping { space, attach, address, first_page: 0, pages: entry.pages, counts: true };
+        let mapping = Mapping {
+            space,
+            attach,
+            address,
+            first_page: 0,
+            pages: entry.pages,
+            counts: true,
+        };
         let tracked = entry.own.is_some();
         if address % PAGE != 0 || address.checked_add(u64::from(entry.pages) * PAGE).is_none() {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -346,7 +438,10 @@ impl Memory {
         let covered = self.carve(space, address, mapping.end());
         let ended = covered.into_iter().filter(|(id, old)| {
             let rest = &self.segments[id].mappings;
-            old.counts && !rest.iter().any(|m| m.space == space && m.attach == old.attach)
+            old.counts
+                && !rest
+                    .iter()
+                    .any(|m| m.space == space && m.attach == old.attach)
         });
         let ended = ended.map(|(id, _)| id).collect();
         if tracked {
@@ -357,7 +452,10 @@ impl Memory {
     }
 
     fn link(&mut self, mapping: Mapping, segment: SegmentId) {
-        if let (Some(entry), Some(space)) = (self.segments.get_mut(&segment), self.spaces.get_mut(&mapping.space)) {
+        if let (Some(entry), Some(space)) = (
+            self.segments.get_mut(&segment),
+            self.spaces.get_mut(&mapping.space),
+        ) {
             entry.mappings.push(mapping);
             if !space.segments.contains(&segment) {
                 space.segments.push(segment);
@@ -379,7 +477,11 @@ impl Memory {
     /// [`Memory::unmap`], as other threads may still touch it.
     pub fn stop_counting(&mut self, space: SpaceId, attach: AttachId) {
         for segment in self.segments.values_mut() {
-            for mapping in segment.mappings.iter_mut().filter(|m| m.space == space && m.attach == attach) {
+            for mapping in segment
+                .mappings
+                .iter_mut()
+                .filter(|m| m.space == space && m.attach == attach)
+            {
                 mapping.counts = false;
             }
         }
@@ -388,10 +490,17 @@ impl Memory {
     /// Forgets an attach that the process has unmapped, and lets go any thread that still waits
     /// in it.
     pub fn unmap(&mut self, space: SpaceId, attach: AttachId) {
-        let Some(entry) = self.spaces.get_mut(&space) else { return };
+        let Some(entry) = self.spaces.get_mut(&space) else {
+            return;
+        };
         for id in entry.segments.clone() {
-            let Some(segment) = self.segments.get_mut(&id) else { continue };
-            for gone in segment.mappings.extract_if(.., |m| m.space == space && m.attach == attach) {
+            let Some(segment) = self.segments.get_mut(&id) else {
+                continue;
+            };
+            for gone in segment
+                .mappings
+                .extract_if(.., |m| m.space == space && m.attach == attach)
+            {
                 if let Some(uffd) = &entry.uffd {
                     uffd.wake(gone.address, u64::from(gone.pages) * PAGE);
                 }
@@ -405,7 +514,8 @@ impl Memory {
     fn mapping_at(&self, space: SpaceId, address: u64) -> Option<(SegmentId, Mapping)> {
         self.spaces.get(&space)?.segments.iter().find_map(|id| {
             let found = self.segments.get(id)?.mappings.iter();
-            let mut found = found.filter(|m| m.space == space && m.address <= address && address < m.end());
+            let mut found =
+                found.filter(|m| m.space == space && m.address <= address && address < m.end());
             Some((*id, *found.next()?))
         })
     }
@@ -415,31 +525,43 @@ impl Memory {
     pub fn locate(&self, space: SpaceId, address: u64) -> Option<Page> {
         let (segment, mapping) = self.mapping_at(space, address)?;
         let offset = u32::try_from((address - mapping.address) / PAGE).expect("inside the mapping");
-        Some(Page { segment, index: mapping.first_page + offset })
+        Some(Page {
+            segment,
+            index: mapping.first_page + offset,
+        })
     }
 
     /// Takes a range out of an address space's mappings and returns what was there.
     fn carve(&mut self, space: SpaceId, start: u64, end: u64) -> Vec<(SegmentId, Mapping)> {
         let mut taken = Vec::new();
-        let Some(entry) = self.spaces.get(&space) else { return taken };
+        let Some(entry) = self.spaces.get(&space) else {
+            return taken;
+        };
         for id in entry.segments.clone() {
-            let Some(segment) = self.segments.get_mut(&id) else { continue };
+            let Some(segment) = self.segments.get_mut(&id) else {
+                continue;
+            };
             let hit: Vec<Mapping> = segment
                 .mappings
-                .extract_if(.., |m| m.space == space && m.address < end && start < m.end())
+                .extract_if(.., |m| {
+                    m.space == space && m.address < end && start < m.end()
+                })
                 .collect();
             for mapping in hit {
                 let from = start.max(mapping.address);
                 let to = end.min(mapping.end());
                 let slice = |from: u64, to: u64| Mapping {
                     address: from,
-                    first_page: mapping.first_page + u32::try_from((from - mapping.address) / PAGE).expect("inside"),
+                    first_page: mapping.first_page
+                        + u32::try_from((from - mapping.address) / PAGE).expect("inside"),
                     pages: u32::try_from((to - from) / PAGE).expect("inside"),
                     ..mapping
                 };
                 taken.push((id, slice(from, to)));
                 let rest = [slice(mapping.address, from), slice(to, mapping.end())];
-                segment.mappings.extend(rest.into_iter().filter(|m| m.pages > 0));
+                segment
+                    .mappings
+                    .extend(rest.into_iter().filter(|m| m.pages > 0));
             }
         }
         taken
@@ -454,19 +576,44 @@ impl Memory {
         }
         for event in events {
             match event {
-                Event::Fault { address, write, thread } => {
-                    self.reports.push_back((space, Report::Fault { address, write, thread }));
+                Event::Fault {
+                    address,
+                    write,
+                    thread,
+                } => {
+                    self.reports.push_back((
+                        space,
+                        Report::Fault {
+                            address,
+                            write,
+                            thread,
+                        },
+                    ));
                 }
                 Event::Fork(uffd) => {
                     let child = SpaceId(self.next_id());
                     let anchor = self.spaces.get(&space).map_or(0, |s| s.anchor);
-                    self.spaces.insert(child, Space { uffd: Some(Rc::new(uffd)), anchor, segments: Vec::new() });
+                    self.spaces.insert(
+                        child,
+                        Space {
+                            uffd: Some(Rc::new(uffd)),
+                            pagemap: None,
+                            anchor,
+                            segments: Vec::new(),
+                        },
+                    );
                     self.copy_mappings(space, child);
                     self.reports.push_back((space, Report::Forked(child)));
                 }
                 Event::Remap { from, to, len } => {
                     for (segment, piece) in self.carve(space, from, from.saturating_add(len)) {
-                        self.link(Mapping { address: to + (piece.address - from), ..piece }, segment);
+                        self.link(
+                            Mapping {
+                                address: to + (piece.address - from),
+                                ..piece
+                            },
+                            segment,
+                        );
                     }
                 }
             }
@@ -486,7 +633,7 @@ impl Memory {
 
     /// Fills the anchor page: the process in this address space is known now.
     pub fn introduce(&mut self, space: SpaceId, address: u64, page: &[u8; PAGE_SIZE]) {
-        self.in_space(space, |uffd| uffd.copy(address, page, false));
+        self.in_space(space, |uffd| uffd.copy(address, page));
         if let Some(uffd) = self.uffd(space) {
             uffd.wake(address, PAGE);
         }
@@ -495,7 +642,9 @@ impl Memory {
     /// Does `operation` in an address space; if that is being forked, once the fork is seen.
     fn in_space(&mut self, space: SpaceId, operation: impl Fn(&Uffd) -> io::Result<Done>) -> Done {
         loop {
-            let Some(uffd) = self.uffd(space) else { return Done::Dead };
+            let Some(uffd) = self.uffd(space) else {
+                return Done::Dead;
+            };
             match operation(&uffd) {
                 Ok(Done::Busy) => {
                     self.collect(space);
@@ -518,53 +667,57 @@ impl Memory {
         }
     }
 
-    /// Puts a page in, with the given access for every process, and wakes who waits for it.
+    /// Puts a page in (zeros without `contents`), with the given access for every process, and
+    /// wakes who waits for it.
     pub fn install(&mut self, page: Page, access: Access, contents: Option<&[u8]>) {
         if access == Access::Read {
             self.protect(page);
         }
-        let waiters = self.waiting.remove(&page).unwrap_or_default();
-        let protect = access == Access::Read;
-        let put = |uffd: &Uffd, address: u64| match contents {
-            Some(bytes) => uffd.copy(address, bytes, protect),
-            None => uffd.zero(address),
-        };
-        // Zeros cannot be put in protected.
-        let direct = contents.is_some() || !protect;
-        let first = waiters.first().copied().filter(|_| direct);
-        let done = first.map(|(space, address)| self.in_space(space, |uffd| put(uffd, address)));
-        if !matches!(done, Some(Done::Yes | Done::Exists)) {
-            self.install_own(page, contents);
-        }
-        self.wake(&waiters);
+        self.put(page, contents);
+        self.wake_waiters(page);
     }
 
-    fn install_own(&self, page: Page, contents: Option<&[u8]>) {
-        let Some(segment) = self.segments.get(&page.segment) else { return };
-        let (Some(uffd), Some(own)) = (&self.own, &segment.own) else { return };
+    fn put(&self, page: Page, contents: Option<&[u8]>) {
+        let Some(segment) = self.segments.get(&page.segment) else {
+            return;
+        };
+        let (Some(uffd), Some(own)) = (&self.own, &segment.own) else {
+            return;
+        };
         let address = own.address + page.offset();
         let result = match contents {
-            Some(bytes) => uffd.copy(address, bytes, false),
+            Some(bytes) => uffd.copy(address, bytes),
             None => uffd.zero(address),
         };
-        if !matches!(result, Ok(Done::Yes | Done::Exists)) {
+        if !matches!(result, Ok(Done::Yes)) {
             tracing::error!(%page, ?result, "cannot install page");
+        }
+    }
+
+    /// Wakes who waits for a page, and remembers who that was.
+    fn wake_waiters(&mut self, page: Page) {
+        let waiters = self.waiting.remove(&page).unwrap_or_default();
+        self.wake(&waiters);
+        for (space, address) in waiters {
+            if self.woken.len() == WOKEN {
+                self.woken.pop_front();
+            }
+            self.woken.push_back((page, space, address));
         }
     }
 
     /// Gives a page that is here another access and wakes who waits for it.
     pub fn change(&mut self, page: Page, access: Access) {
-        let waiters = self.waiting.remove(&page).unwrap_or_default();
         match access {
             Access::Read => self.protect(page),
             // Other mappings' protection is lifted when they fault.
             Access::Write => {
-                for &(space, address) in &waiters {
+                for (space, address) in self.waiting.get(&page).cloned().unwrap_or_default() {
                     self.in_space(space, |uffd| uffd.protect(address, false));
                 }
             }
         }
-        self.wake(&waiters);
+        self.wake_waiters(page);
     }
 
     /// Lets a thread go on whose page has come, or was granted, between its fault and now.
@@ -574,7 +727,7 @@ impl Memory {
             if access == Access::Read {
                 self.protect(page);
             }
-            self.install_own(page, None);
+            self.put(page, None);
         }
         if access == Access::Write {
             self.in_space(space, |uffd| uffd.protect(address, false));
@@ -583,7 +736,9 @@ impl Memory {
     }
 
     fn is_present(&self, page: Page) -> bool {
-        let Some(segment) = self.segments.get(&page.segment) else { return false };
+        let Some(segment) = self.segments.get(&page.segment) else {
+            return false;
+        };
         segment.next_data(page.offset()) == Some(page.offset())
     }
 
@@ -599,7 +754,12 @@ impl Memory {
     pub fn protect(&mut self, page: Page) {
         // Forks found on the way append to the list: see the module's comment.
         let mut index = 0;
-        while let Some(mapping) = self.segments.get(&page.segment).and_then(|s| s.mappings.get(index)).copied() {
+        while let Some(mapping) = self
+            .segments
+            .get(&page.segment)
+            .and_then(|s| s.mappings.get(index))
+            .copied()
+        {
             index += 1;
             if let Some(address) = mapping.address_of(page.index) {
                 self.in_space(mapping.space, |uffd| uffd.protect(address, true));
@@ -609,7 +769,9 @@ impl Memory {
 
     /// Takes a page from every process and frees it.
     pub fn drop_page(&mut self, page: Page) {
-        let Some(segment) = self.segments.get(&page.segment) else { return };
+        let Some(segment) = self.segments.get(&page.segment) else {
+            return;
+        };
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         let offset = libc::off_t::try_from(page.offset()).expect("a file offset");
         let length = libc::off_t::try_from(PAGE).expect("a file offset");
@@ -629,7 +791,10 @@ impl Memory {
 
     /// Copies a page's bytes out; zeros if it is a hole.
     pub fn read(&self, page: Page, buffer: &mut [u8]) {
-        let read = self.segments.get(&page.segment).map(|s| s.memfd.read_exact_at(buffer, page.offset()));
+        let read = self
+            .segments
+            .get(&page.segment)
+            .map(|s| s.memfd.read_exact_at(buffer, page.offset()));
         if !matches!(read, Some(Ok(()))) {
             tracing::error!(%page, ?read, "cannot read page");
             buffer.fill(0);
@@ -640,7 +805,11 @@ impl Memory {
     #[must_use]
     pub fn resident(&self) -> u64 {
         use std::os::unix::fs::MetadataExt;
-        self.segments.values().filter_map(|s| s.memfd.metadata().ok()).map(|m| m.blocks() * 512).sum()
+        self.segments
+            .values()
+            .filter_map(|s| s.memfd.metadata().ok())
+            .map(|m| m.blocks() * 512)
+            .sum()
     }
 
     /// How many segments and address spaces there are.
@@ -651,9 +820,24 @@ impl Memory {
 }
 
 impl migshm_coherence::Memory for Memory {
+    /// A page is put into the page cache and not into page tables, so a page table has an entry
+    /// once the thread that was woken has run and touched the page again.
+    fn touched(&self, page: Page) -> bool {
+        let mut woken = self
+            .woken
+            .iter()
+            .rev()
+            .filter(|(woken, ..)| *woken == page)
+            .peekable();
+        woken.peek().is_none()
+            || woken.any(|(_, space, address)| self.is_mapped(*space, *address) != Some(false))
+    }
+
     fn present(&self, extent: Extent) -> PageSet {
         let mut set = PageSet::default();
-        let Some(segment) = self.segments.get(&extent.segment) else { return set };
+        let Some(segment) = self.segments.get(&extent.segment) else {
+            return set;
+        };
         let start = u64::from(extent.first_page()) * PAGE;
         let end = start + u64::from(EXTENT_PAGES) * PAGE;
         let mut offset = start;
@@ -668,7 +852,10 @@ impl migshm_coherence::Memory for Memory {
 impl Segment {
     /// How many attaches an address space has.
     fn attaches(&self, space: SpaceId) -> u32 {
-        let of_space = self.mappings.iter().filter(|m| m.space == space && m.counts);
+        let of_space = self
+            .mappings
+            .iter()
+            .filter(|m| m.space == space && m.counts);
         let attaches: FxHashSet<AttachId> = of_space.map(|m| m.attach).collect();
         u32::try_from(attaches.len()).expect("attaches fit")
     }
@@ -685,13 +872,23 @@ impl Segment {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new shared mapping at an address of the kernel's choice; never dereferenced.
         let address = unsafe {
-            libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, self.memfd.as_raw_fd(), 0)
+            libc::mmap(
+                std::ptr::null_mut(),
+                length,
+                protection,
+                libc::MAP_SHARED,
+                self.memfd.as_raw_fd(),
+                0,
+            )
         };
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: advice on the mapping just made. A huge page could not be punched out in part.
         unsafe { libc::madvise(address, length, libc::MADV_NOHUGEPAGE) };
-        Ok(OwnMapping { address: address as u64, length })
+        Ok(OwnMapping {
+            address: address as u64,
+            length,
+        })
     }
 }

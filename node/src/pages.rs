@@ -36,7 +36,11 @@ impl Node {
     fn execute(&mut self, action: Action<Bytes>) {
         match action {
             Action::Send { to, message, body } => self.send(to, &message, body),
-            Action::Install { page, access, contents } => {
+            Action::Install {
+                page,
+                access,
+                contents,
+            } => {
                 match contents {
                     Fill::Data(bytes) => {
                         self.counters.pages_received += 1;
@@ -75,7 +79,11 @@ impl Node {
                     Some(bytes.into())
                 }
             };
-            self.peers.entry(to).or_default().backlog.push((message.clone(), bytes));
+            self.peers
+                .entry(to)
+                .or_default()
+                .backlog
+                .push((message.clone(), bytes));
             return;
         };
         match body {
@@ -107,7 +115,11 @@ impl Node {
         }
         let segment = message.segment();
         if self.memory.is_tracked(segment) {
-            self.drive(Input::Message { from, message, data });
+            self.drive(Input::Message {
+                from,
+                message,
+                data,
+            });
         } else {
             // This node may have been made a home of a segment that nobody here has attached.
             let held = self.unknown.entry(segment).or_default();
@@ -120,7 +132,12 @@ impl Node {
     }
 
     /// What the coordinator knows of a segment that a peer spoke of.
-    pub(crate) fn on_segment(&mut self, segment: SegmentId, size: Option<u64>, default_home: Option<NodeId>) {
+    pub(crate) fn on_segment(
+        &mut self,
+        segment: SegmentId,
+        size: Option<u64>,
+        default_home: Option<NodeId>,
+    ) {
         let held = self.unknown.remove(&segment).unwrap_or_default();
         let Some(size) = size else { return };
         if let Err(error) = self.prepare(segment, size, Placement::Shared { default_home }) {
@@ -128,7 +145,11 @@ impl Node {
             return;
         }
         for (from, message, data) in held {
-            self.drive(Input::Message { from, message, data });
+            self.drive(Input::Message {
+                from,
+                message,
+                data,
+            });
         }
     }
 
@@ -149,7 +170,8 @@ impl Node {
                 tasks::connect_peer(self, member.clone());
             }
         }
-        self.peers.retain(|id, _| self.members.iter().any(|m| m.node == *id));
+        self.peers
+            .retain(|id, _| self.members.iter().any(|m| m.node == *id));
         self.members_changed.notify_waiters();
     }
 
@@ -164,7 +186,9 @@ impl Node {
     pub(crate) fn on_report(&mut self, space: SpaceId, report: Report) {
         match report {
             Report::Forked(child) => self.on_fork(space, child),
-            Report::Fault { address, thread, .. } if self.memory.is_anchor(space, address) => {
+            Report::Fault {
+                address, thread, ..
+            } if self.memory.is_anchor(space, address) => {
                 self.on_introduction(space, address, thread);
             }
             Report::Fault { address, write, .. } => self.on_fault(space, address, write),
@@ -182,21 +206,27 @@ impl Node {
             Some(access) if access >= wanted => self.memory.retry(page, space, address, access),
             _ => {
                 self.memory.wait(page, space, address);
-                self.drive(Input::Fault { page, access: wanted });
+                self.drive(Input::Fault {
+                    page,
+                    access: wanted,
+                });
             }
         }
     }
 
     /// Gives up cached pages if there are too many; whether it did anything.
     pub(crate) fn make_room(&mut self) -> bool {
-        let limit = usize::try_from(self.budget / CACHE_SHARE / PAGE_SIZE as u64).unwrap_or(usize::MAX);
+        let limit =
+            usize::try_from(self.budget / CACHE_SHARE / PAGE_SIZE as u64).unwrap_or(usize::MAX);
         let limit = limit.max(CACHE_FLOOR);
         if self.cached.len() <= limit {
             return false;
         }
         let mut progress = false;
         for _ in 0..EVICTION_BATCH {
-            let Some(page) = self.cached.pop_front() else { break };
+            let Some(page) = self.cached.pop_front() else {
+                break;
+            };
             if self.engine.access(page).is_none() || self.engine.is_home(page.extent()) {
                 progress = true;
                 continue;
@@ -230,7 +260,9 @@ impl Node {
         if self.memory.is_tracked(segment) {
             return;
         }
-        let Some(pages) = self.memory.pages(segment) else { return };
+        let Some(pages) = self.memory.pages(segment) else {
+            return;
+        };
         if let Err(error) = self.memory.track(segment) {
             tracing::error!(segment = segment.0, %error, "cannot track segment");
             return;
@@ -239,7 +271,12 @@ impl Node {
     }
 
     /// Makes the memory of a segment that a process here is about to attach.
-    pub(crate) fn prepare(&mut self, segment: SegmentId, size: u64, placement: Placement) -> std::io::Result<()> {
+    pub(crate) fn prepare(
+        &mut self,
+        segment: SegmentId,
+        size: u64,
+        placement: Placement,
+    ) -> std::io::Result<()> {
         if !self.memory.has_segment(segment) {
             self.memory.add_segment(segment, size)?;
         }
@@ -267,15 +304,23 @@ impl Node {
         self.drive(Input::MoveHome { extent, to });
         // What this node keeps of the extent is a cache now.
         let first = extent.first_page();
-        let pages = (first..first + EXTENT_PAGES).map(|index| Page { segment: extent.segment, index });
-        let kept: Vec<Page> = pages.filter(|page| self.engine.access(*page).is_some()).collect();
+        let pages = (first..first + EXTENT_PAGES).map(|index| Page {
+            segment: extent.segment,
+            index,
+        });
+        let kept: Vec<Page> = pages
+            .filter(|page| self.engine.access(*page).is_some())
+            .collect();
         self.cached.extend(kept);
     }
 }
 
 /// Nanoseconds on the monotonic clock.
 pub(crate) fn now() -> Time {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: a live timespec; the clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
     time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()

@@ -42,11 +42,17 @@ pub fn runtime_directory(path: &Path) -> io::Result<()> {
     let user = unsafe { libc::geteuid() };
     // Other users may look up the socket below a directory of root, nobody's else.
     let mode = if user == 0 { 0o755 } else { 0o700 };
-    fs::DirBuilder::new().recursive(true).mode(mode).create(path)?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)?;
     if fs::metadata(path)?.uid() == user {
         Ok(())
     } else {
-        Err(io::Error::new(io::ErrorKind::PermissionDenied, "the directory belongs to another user"))
+        Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "the directory belongs to another user",
+        ))
     }
 }
 
@@ -72,7 +78,11 @@ impl Lock {
     }
 
     fn with(directory: &Path, how: libc::c_int) -> io::Result<Lock> {
-        let file = File::options().create(true).truncate(false).write(true).open(directory.join(LOCK))?;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(directory.join(LOCK))?;
         // SAFETY: plain flock on an owned descriptor.
         if unsafe { libc::flock(file.as_raw_fd(), how) } < 0 {
             return Err(io::Error::last_os_error());
@@ -95,7 +105,10 @@ impl Drop for Lock {
 pub fn listen(directory: &Path) -> io::Result<Socket> {
     let path = directory.join(SOCKET);
     if Socket::is_served(&path) {
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another node daemon serves this directory"));
+        return Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "another node daemon serves this directory",
+        ));
     }
     Socket::listen(&path)
 }
@@ -107,7 +120,14 @@ pub fn listen(directory: &Path) -> io::Result<Socket> {
 pub fn schedule() -> &'static str {
     let parameter = libc::sched_param { sched_priority: 1 };
     // SAFETY: a live parameter structure; 0 is this thread.
-    if unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const parameter) } == 0 {
+    if unsafe {
+        libc::sched_setscheduler(
+            0,
+            libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK,
+            &raw const parameter,
+        )
+    } == 0
+    {
         return "SCHED_FIFO";
     }
     for nice in [-19, -10, -5] {
@@ -121,7 +141,10 @@ pub fn schedule() -> &'static str {
 
 /// Lets this process have as many descriptors as it may: several for each local process.
 pub fn raise_descriptor_limit() {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: a live rlimit structure.
     unsafe {
         if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
@@ -135,6 +158,11 @@ pub fn raise_descriptor_limit() {
 #[must_use]
 pub fn physical_memory() -> u64 {
     // SAFETY: plain integers.
-    let (pages, size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+    let (pages, size) = unsafe {
+        (
+            libc::sysconf(libc::_SC_PHYS_PAGES),
+            libc::sysconf(libc::_SC_PAGESIZE),
+        )
+    };
     u64::try_from(pages).unwrap_or(0) * u64::try_from(size).unwrap_or(0)
 }

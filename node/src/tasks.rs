@@ -27,7 +27,10 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Whether an error on a nonblocking descriptor means "later".
 fn is_later(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
 }
 
 /// Readiness of a descriptor.
@@ -55,7 +58,8 @@ pub async fn accept_local(node: Shared, listener: Rc<AsyncFd<Socket>>) -> io::Re
                 let id = ConnectionId(node.borrow_mut().next_id());
                 let socket = Rc::new(watch(socket)?);
                 let task = spawn_local(serve_connection(Rc::clone(&node), id, Rc::clone(&socket)));
-                node.borrow_mut().on_connect(id, socket, task.abort_handle());
+                node.borrow_mut()
+                    .on_connect(id, socket, task.abort_handle());
             }
             Err(error) if is_later(&error) => ready.clear_ready(),
             Err(error) => {
@@ -69,7 +73,9 @@ pub async fn accept_local(node: Shared, listener: Rc<AsyncFd<Socket>>) -> io::Re
 
 async fn serve_connection(node: Shared, id: ConnectionId, socket: Rc<AsyncFd<Socket>>) {
     loop {
-        let Ok(mut ready) = socket.readable().await else { break };
+        let Ok(mut ready) = socket.readable().await else {
+            break;
+        };
         let result = node.borrow_mut().on_readable(id);
         match result {
             Ok(()) => {}
@@ -89,7 +95,8 @@ pub fn watch_space(node: &Node, space: SpaceId) -> Option<AbortHandle> {
     let uffd = node.memory.uffd(space)?;
     let node = Weak::clone(&node.this);
     let task = spawn_local(async move {
-        let watched = watch(uffd).inspect_err(|error| tracing::error!(%error, "cannot watch a userfaultfd"));
+        let watched =
+            watch(uffd).inspect_err(|error| tracing::error!(%error, "cannot watch a userfaultfd"));
         let Ok(watched) = watched else { return };
         while let Ok(mut ready) = watched.readable().await {
             // Cleared first: an event that comes while these are read makes it ready again.
@@ -135,8 +142,12 @@ impl Timer {
     /// Those of `timerfd_create(2)`.
     pub fn new() -> io::Result<Timer> {
         // SAFETY: plain integers; returns a new descriptor or -1.
-        let fd: RawFd =
-            unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC) };
+        let fd: RawFd = unsafe {
+            libc::timerfd_create(
+                libc::CLOCK_MONOTONIC,
+                libc::TFD_NONBLOCK | libc::TFD_CLOEXEC,
+            )
+        };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -147,14 +158,28 @@ impl Timer {
     /// Sets it to a time on the monotonic clock, in nanoseconds.
     pub fn set(&self, time: u64) {
         const SECOND: u64 = 1_000_000_000;
-        let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let zero = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         // A time of zero would switch it off.
         let time = time.max(1);
-        let value = libc::timespec { tv_sec: (time / SECOND).cast_signed(), tv_nsec: (time % SECOND).cast_signed() };
-        let spec = libc::itimerspec { it_interval: zero, it_value: value };
+        let value = libc::timespec {
+            tv_sec: (time / SECOND).cast_signed(),
+            tv_nsec: (time % SECOND).cast_signed(),
+        };
+        let spec = libc::itimerspec {
+            it_interval: zero,
+            it_value: value,
+        };
         // SAFETY: a live itimerspec; no old value is asked for.
         unsafe {
-            libc::timerfd_settime(self.0.as_raw_fd(), libc::TFD_TIMER_ABSTIME, &raw const spec, std::ptr::null_mut());
+            libc::timerfd_settime(
+                self.0.as_raw_fd(),
+                libc::TFD_TIMER_ABSTIME,
+                &raw const spec,
+                std::ptr::null_mut(),
+            );
         };
     }
 
@@ -163,7 +188,13 @@ impl Timer {
             let mut ready = self.0.readable().await?;
             let mut count = 0u64;
             // SAFETY: the buffer has the eight bytes that a timerfd gives.
-            let got = unsafe { libc::read(self.0.as_raw_fd(), (&raw mut count).cast(), size_of::<u64>()) };
+            let got = unsafe {
+                libc::read(
+                    self.0.as_raw_fd(),
+                    (&raw mut count).cast(),
+                    size_of::<u64>(),
+                )
+            };
             if got > 0 {
                 return Ok(());
             }
@@ -224,10 +255,14 @@ async fn accept_peer(node: Shared, incoming: Incoming) {
 
 /// Links to a member, and again if that fails.
 pub fn connect_peer(node: &Node, member: Member) {
-    let Some(endpoint) = node.endpoint.clone() else { return };
+    let Some(endpoint) = node.endpoint.clone() else {
+        return;
+    };
     let node = Weak::clone(&node.this);
     spawn_local(async move {
-        let Ok(expected) = Peer::node(&member.name) else { return };
+        let Ok(expected) = Peer::node(&member.name) else {
+            return;
+        };
         loop {
             let Some(node) = node.upgrade() else { return };
             if !node.borrow().members.contains(&member) {
@@ -244,10 +279,19 @@ pub fn connect_peer(node: &Node, member: Member) {
 
 /// Greets the node at the other end and hands its messages on, until the link is lost.
 async fn hear_peer(node: Shared, link: Link) {
-    let Link { peer, sender, mut receiver, .. } = link;
+    let Link {
+        peer,
+        sender,
+        mut receiver,
+        ..
+    } = link;
     let hello = {
         let node = node.borrow();
-        PeerHello { version: VERSION, node: node.id, epoch: node.epoch }
+        PeerHello {
+            version: VERSION,
+            node: node.id,
+            epoch: node.epoch,
+        }
     };
     sender.send(&hello, &[]);
     let from = match greet(&node, &peer, &mut receiver).await {
@@ -271,7 +315,10 @@ async fn hear_peer(node: Shared, link: Link) {
             }
         };
         match frame.decode::<PageMessage>() {
-            Ok((message, raw)) => node.borrow_mut().on_peer(from, message, Bytes::copy_from_slice(raw)),
+            Ok((message, raw)) => {
+                node.borrow_mut()
+                    .on_peer(from, message, Bytes::copy_from_slice(raw))
+            }
             Err(error) => {
                 tracing::error!(peer = %from, %error, "a node sent garbage");
                 sender.close("malformed message");
@@ -283,8 +330,14 @@ async fn hear_peer(node: Shared, link: Link) {
 }
 
 /// Reads the other node's greeting; returns its slot once the coordinator has named it a member.
-async fn greet(node: &Shared, peer: &Peer, receiver: &mut FrameReceiver) -> Result<NodeId, Refusal> {
-    let Peer::Node(name) = peer else { return Err(Refusal::NotANode) };
+async fn greet(
+    node: &Shared,
+    peer: &Peer,
+    receiver: &mut FrameReceiver,
+) -> Result<NodeId, Refusal> {
+    let Peer::Node(name) = peer else {
+        return Err(Refusal::NotANode);
+    };
     let frame = receiver.next().await?;
     let (hello, _) = frame.decode::<PeerHello>()?;
     if !VERSION.accepts(hello.version) {
@@ -298,7 +351,11 @@ async fn greet(node: &Shared, peer: &Peer, receiver: &mut FrameReceiver) -> Resu
             let mut members = node.members.iter();
             if let Some(member) = members.find(|m| m.name == *name && m.epoch >= hello.epoch) {
                 let same = member.node == hello.node && member.epoch == hello.epoch;
-                return if same { Ok(member.node) } else { Err(Refusal::Outdated) };
+                return if same {
+                    Ok(member.node)
+                } else {
+                    Err(Refusal::Outdated)
+                };
             }
         }
         // The coordinator's word and the node's link race each other.

@@ -22,7 +22,6 @@ const FEATURE_POISON: u64 = 1 << 14;
 
 const REGISTER_MISSING: u64 = 1 << 0;
 const REGISTER_WP: u64 = 1 << 1;
-const COPY_WP: u64 = 1 << 1;
 const WRITEPROTECT_WP: u64 = 1 << 0;
 const FAULT_WRITE: u64 = 1 << 0;
 const FAULT_WP: u64 = 1 << 1;
@@ -158,7 +157,13 @@ impl Uffd {
 
     fn open(device: &File) -> io::Result<OwnedFd> {
         // SAFETY: the ioctl takes flags by value and returns a new descriptor or -1.
-        let fd = unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, libc::O_CLOEXEC | libc::O_NONBLOCK) };
+        let fd = unsafe {
+            libc::ioctl(
+                device.as_raw_fd(),
+                USERFAULTFD_IOC_NEW,
+                libc::O_CLOEXEC | libc::O_NONBLOCK,
+            )
+        };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -188,8 +193,13 @@ impl Uffd {
     }
 
     fn handshake(&self, features: u64) -> io::Result<()> {
-        let features = features | FEATURE_MISSING_SHMEM | FEATURE_WP_HUGETLBFS_SHMEM | FEATURE_POISON;
-        let mut arg = ApiArg { api: API, features, ioctls: 0 };
+        let features =
+            features | FEATURE_MISSING_SHMEM | FEATURE_WP_HUGETLBFS_SHMEM | FEATURE_POISON;
+        let mut arg = ApiArg {
+            api: API,
+            features,
+            ioctls: 0,
+        };
         self.ioctl(IOC_API, &mut arg)
     }
 
@@ -219,20 +229,27 @@ impl Uffd {
     }
 
     fn register_mode(&self, start: u64, len: u64, mode: u64) -> io::Result<()> {
-        self.ioctl(IOC_REGISTER, &mut Register { range: Range { start, len }, mode, ioctls: 0 })
+        self.ioctl(
+            IOC_REGISTER,
+            &mut Register {
+                range: Range { start, len },
+                mode,
+                ioctls: 0,
+            },
+        )
     }
 
     /// Puts a page's bytes at `address`, atomically, and wakes who waits there.
     ///
     /// # Errors
     /// What [`Done`] does not cover, `ENOMEM` say.
-    pub fn copy(&self, address: u64, page: &[u8], protect: bool) -> io::Result<Done> {
+    pub fn copy(&self, address: u64, page: &[u8]) -> io::Result<Done> {
         assert_eq!(page.len(), PAGE_SIZE);
         let mut arg = Copy {
             dst: address,
             src: page.as_ptr() as u64,
             len: PAGE_SIZE as u64,
-            mode: if protect { COPY_WP } else { 0 },
+            mode: 0,
             copied: 0,
         };
         done(self.ioctl(IOC_COPY, &mut arg))
@@ -243,7 +260,14 @@ impl Uffd {
     /// # Errors
     /// What [`Done`] does not cover.
     pub fn zero(&self, address: u64) -> io::Result<Done> {
-        done(self.ioctl(IOC_ZEROPAGE, &mut Fill { range: page_at(address), mode: 0, done: 0 }))
+        done(self.ioctl(
+            IOC_ZEROPAGE,
+            &mut Fill {
+                range: page_at(address),
+                mode: 0,
+                done: 0,
+            },
+        ))
     }
 
     /// Makes any access to the page at `address` raise SIGBUS, and wakes who waits there.
@@ -251,7 +275,14 @@ impl Uffd {
     /// # Errors
     /// What [`Done`] does not cover.
     pub fn poison(&self, address: u64) -> io::Result<Done> {
-        done(self.ioctl(IOC_POISON, &mut Fill { range: page_at(address), mode: 0, done: 0 }))
+        done(self.ioctl(
+            IOC_POISON,
+            &mut Fill {
+                range: page_at(address),
+                mode: 0,
+                done: 0,
+            },
+        ))
     }
 
     /// Write-protects the page at `address`, present or not; or lifts that and wakes who waits.
@@ -260,7 +291,13 @@ impl Uffd {
     /// What [`Done`] does not cover.
     pub fn protect(&self, address: u64, on: bool) -> io::Result<Done> {
         let mode = if on { WRITEPROTECT_WP } else { 0 };
-        done(self.ioctl(IOC_WRITEPROTECT, &mut WriteProtect { range: page_at(address), mode }))
+        done(self.ioctl(
+            IOC_WRITEPROTECT,
+            &mut WriteProtect {
+                range: page_at(address),
+                mode,
+            },
+        ))
     }
 
     /// Wakes every thread that waits in a range.
@@ -281,13 +318,21 @@ impl Uffd {
     /// Those of `read(2)` but `EAGAIN`, which is an empty answer.
     pub fn events(&self, max: usize, events: &mut Vec<Event>) -> io::Result<()> {
         const BATCH: usize = 16;
-        let mut messages = [Message { event: 0, reserved: [0; 7], arg: [0; 3] }; BATCH];
+        let mut messages = [Message {
+            event: 0,
+            reserved: [0; 7],
+            arg: [0; 3],
+        }; BATCH];
         let wanted = max.min(BATCH) * size_of::<Message>();
         // SAFETY: the buffer has at least `wanted` bytes, and any bytes are a valid Message.
         let got = unsafe { libc::read(self.0.as_raw_fd(), messages.as_mut_ptr().cast(), wanted) };
         let Ok(got) = usize::try_from(got) else {
             let error = io::Error::last_os_error();
-            return if error.kind() == io::ErrorKind::WouldBlock { Ok(()) } else { Err(error) };
+            return if error.kind() == io::ErrorKind::WouldBlock {
+                Ok(())
+            } else {
+                Err(error)
+            };
         };
         for message in &messages[..got / size_of::<Message>()] {
             let [a, b, c] = message.arg;
@@ -304,7 +349,11 @@ impl Uffd {
                     // SAFETY: reading the event made this descriptor for us.
                     events.push(Event::Fork(Uffd(unsafe { OwnedFd::from_raw_fd(fd) })));
                 }
-                EVENT_REMAP => events.push(Event::Remap { from: a, to: b, len: c }),
+                EVENT_REMAP => events.push(Event::Remap {
+                    from: a,
+                    to: b,
+                    len: c,
+                }),
                 _ => {}
             }
         }
@@ -325,11 +374,16 @@ impl AsRawFd for Uffd {
 }
 
 fn page_at(start: u64) -> Range {
-    Range { start, len: PAGE_SIZE as u64 }
+    Range {
+        start,
+        len: PAGE_SIZE as u64,
+    }
 }
 
 fn done(result: io::Result<()>) -> io::Result<Done> {
-    let Err(error) = result else { return Ok(Done::Yes) };
+    let Err(error) = result else {
+        return Ok(Done::Yes);
+    };
     match error.raw_os_error() {
         Some(libc::EEXIST) => Ok(Done::Exists),
         Some(libc::EAGAIN) => Ok(Done::Busy),

@@ -36,14 +36,22 @@ fn config() -> impl bincode::config::Config {
 /// # Errors
 /// [`CodecError::Unencodable`] if the buffer is too small.
 pub fn encode_into<T: Serialize>(message: &T, buffer: &mut [u8]) -> Result<usize, CodecError> {
-    Ok(bincode::serde::encode_into_slice(message, buffer, config())?)
+    Ok(bincode::serde::encode_into_slice(
+        message,
+        buffer,
+        config(),
+    )?)
 }
 
 /// Appends `message` and then `raw` to `buffer` (no frame).
 ///
 /// # Errors
 /// [`CodecError::Unencodable`], which the types of this crate never cause.
-pub fn encode<T: Serialize>(message: &T, raw: &[u8], buffer: &mut Vec<u8>) -> Result<(), CodecError> {
+pub fn encode<T: Serialize>(
+    message: &T,
+    raw: &[u8],
+    buffer: &mut Vec<u8>,
+) -> Result<(), CodecError> {
     bincode::serde::encode_into_std_write(message, buffer, config())?;
     buffer.extend_from_slice(raw);
     Ok(())
@@ -62,7 +70,11 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, &[u8]), CodecErro
 ///
 /// # Errors
 /// [`CodecError::TooLarge`] if the frame would exceed [`MAX_REMOTE`].
-pub fn encode_frame<T: Serialize>(message: &T, raw: &[u8], buffer: &mut Vec<u8>) -> Result<(), CodecError> {
+pub fn encode_frame<T: Serialize>(
+    message: &T,
+    raw: &[u8],
+    buffer: &mut Vec<u8>,
+) -> Result<(), CodecError> {
     let start = buffer.len();
     buffer.extend_from_slice(&[0; FRAME_HEADER]);
     encode(message, raw, buffer)?;
@@ -82,7 +94,9 @@ pub fn seal_frame(frame: &mut [u8]) -> Result<(), CodecError> {
     if body.len() > MAX_REMOTE {
         return Err(CodecError::TooLarge(body.len()));
     }
-    *header = u32::try_from(body.len()).expect("MAX_REMOTE fits").to_le_bytes();
+    *header = u32::try_from(body.len())
+        .expect("MAX_REMOTE fits")
+        .to_le_bytes();
     Ok(())
 }
 
@@ -92,7 +106,11 @@ pub fn seal_frame(frame: &mut [u8]) -> Result<(), CodecError> {
 /// [`CodecError::TooLarge`].
 pub fn frame_length(header: [u8; FRAME_HEADER]) -> Result<usize, CodecError> {
     let length = u32::from_le_bytes(header) as usize;
-    if length > MAX_REMOTE { Err(CodecError::TooLarge(length)) } else { Ok(length) }
+    if length > MAX_REMOTE {
+        Err(CodecError::TooLarge(length))
+    } else {
+        Ok(length)
+    }
 }
 
 #[cfg(test)]
@@ -104,8 +122,16 @@ mod tests {
 
     #[test]
     fn raw_bytes_follow_the_message() {
-        let ops = SemBuf { num: 1, op: -1, flags: 0 }.to_bytes();
-        let message = ToNode::Call { id: 7, call: Call::SemOp { id: 3 } };
+        let ops = SemBuf {
+            num: 1,
+            op: -1,
+            flags: 0,
+        }
+        .to_bytes();
+        let message = ToNode::Call {
+            id: 7,
+            call: Call::SemOp { id: 3 },
+        };
         let mut buffer = Vec::new();
         encode(&message, &ops, &mut buffer).unwrap();
         let (back, raw) = decode::<ToNode>(&buffer).unwrap();
@@ -117,9 +143,15 @@ mod tests {
     fn a_frame_above_the_limit_is_refused() {
         let raw = vec![0; MAX_REMOTE];
         let mut buffer = vec![1, 2, 3];
-        assert!(matches!(encode_frame(&1u64, &raw, &mut buffer), Err(CodecError::TooLarge(_))));
+        assert!(matches!(
+            encode_frame(&1u64, &raw, &mut buffer),
+            Err(CodecError::TooLarge(_))
+        ));
         assert_eq!(buffer, [1, 2, 3]);
-        assert!(matches!(frame_length(u32::MAX.to_le_bytes()), Err(CodecError::TooLarge(_))));
+        assert!(matches!(
+            frame_length(u32::MAX.to_le_bytes()),
+            Err(CodecError::TooLarge(_))
+        ));
     }
 
     proptest! {

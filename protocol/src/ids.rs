@@ -39,7 +39,10 @@ impl Page {
     /// The extent that the page lies in.
     #[must_use]
     pub fn extent(self) -> Extent {
-        Extent { segment: self.segment, index: self.index / EXTENT_PAGES }
+        Extent {
+            segment: self.segment,
+            index: self.index / EXTENT_PAGES,
+        }
     }
 
     /// Offset of the page's first byte in its segment.
@@ -80,6 +83,12 @@ impl fmt::Display for Page {
 
 impl fmt::Display for Extent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}..{}", self.segment.0, self.first_page(), self.first_page() + EXTENT_PAGES)
+        write!(
+            f,
+            "{}:{}..{}",
+            self.segment.0,
+            self.first_page(),
+            self.first_page() + EXTENT_PAGES
+        )
     }
 }
