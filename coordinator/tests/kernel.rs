@@ -82,6 +82,31 @@ fn random_programs_behave_as_on_the_kernel() {
     }
 }
 
+#[test]
+fn ids_are_given_out_as_by_the_kernel() {
+    let Some(capabilities) = root_capabilities() else {
+        println!("skipped: needs root, to make IPC namespaces");
+        return;
+    };
+    let config = Config {
+        cases: cases() / 10,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    // Creates a set, or removes one of those that exist.
+    let programs = prop::collection::vec(
+        prop::option::weighted(0.45, any::<prop::sample::Index>()),
+        1..400,
+    );
+    let result = TestRunner::new(config).run(&programs, |program| {
+        let run = std::thread::spawn(move || Duel::new(capabilities)?.run_ids(&program));
+        run.join().expect("no panic").map_err(TestCaseError::fail)
+    });
+    if let Err(error) = result {
+        panic!("{error}");
+    }
+}
+
 /// This process's effective capabilities, if it is root.
 fn root_capabilities() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -350,6 +375,49 @@ impl Duel {
         Ok(())
     }
 
+    fn run_ids(&mut self, program: &[Option<prop::sample::Index>]) -> Result<(), String> {
+        let mut live = Vec::new();
+        for removal in program {
+            let call = match removal {
+                Some(nth) if !live.is_empty() => {
+                    let id = live.swap_remove(nth.index(live.len()));
+                    Call::SemCtl {
+                        id,
+                        command: SemCommand::Remove,
+                    }
+                }
+                _ => Call::SemGet {
+                    key: 0,
+                    count: 1,
+                    flags: 0o600,
+                },
+            };
+            // SAFETY: these calls touch no memory.
+            let native = outcome(call, &unsafe {
+                command(USERS[0], call, &[]).execute_here()
+            });
+            let ours = self.cluster.call(&root(self.nodes[0]), call, &[]);
+            compare(&format!("{call:?}"), native, ours)?;
+            if let (Call::SemGet { .. }, Ok(Answer::Value(id))) = (call, ours) {
+                live.push(id);
+            }
+            let usage = Call::SemCtl {
+                id: 0,
+                command: SemCommand::Usage,
+            };
+            // SAFETY: it writes a `struct seminfo`, which the buffer has room for.
+            let native = outcome(usage, &unsafe {
+                command(USERS[0], usage, &[]).execute_here()
+            });
+            compare(
+                "SEM_INFO",
+                native,
+                self.cluster.call(&root(self.nodes[0]), usage, &[]),
+            )?;
+        }
+        Ok(())
+    }
+
     fn step(&mut self, step: &Step) -> Result<(), String> {
         match step.action {
             Action::Interrupt => self.interrupt(step.worker),
@@ -518,10 +586,7 @@ impl Duel {
                 continue;
             };
             let ours = self.cluster.outcome(pending);
-            let native = match ours {
-                Some(_) => Some(player.worker.finish().map_err(text)?),
-                None => player.worker.settle().map_err(text)?,
-            };
+            let native = player.worker.settle().map_err(text)?;
             compare(
                 &format!("blocked worker {at}"),
                 native.map(|reply| value(reply.result)),
