@@ -51,6 +51,13 @@ pub trait Memory {
     /// Asked when this node first acts as the extent's home: what it wrote while it used the
     /// segment alone is then its own, exclusively.
     fn present(&self, extent: Extent) -> PageSet;
+
+    /// Whether a local process has used the page since it came, as far as can be told.
+    ///
+    /// Asked when another node wants the page soon after.
+    fn touched(&self, _page: Page) -> bool {
+        true
+    }
 }
 
 /// What happened. `D` is the contents of a page.

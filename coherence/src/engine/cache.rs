@@ -15,6 +15,9 @@ pub(super) struct Line {
     pub(super) hold: Hold,
 }
 
+// Every page that a node knows of has one.
+const _: () = assert!(size_of::<Line>() <= 12);
+
 /// What a copy is good for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) enum State {

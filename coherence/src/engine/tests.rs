@@ -1,5 +1,6 @@
 //! The engine in clusters whose every message is delivered by hand.
 
+mod behaviour;
 mod cluster;
 mod hostile;
 mod model;

@@ -273,7 +273,11 @@ impl Cluster {
     fn execute(&mut self, now: Time, at: usize, action: Action<Version>) {
         match action {
             Action::Send { to, message, body } => self.send(now, at, to, message, body),
-            Action::Install { page, access, contents } => {
+            Action::Install {
+                page,
+                access,
+                contents,
+            } => {
                 let frame = &mut self.host_mut(at).frames[page.index as usize];
                 match contents {
                     Fill::Data(version) => frame.contents = Some(version),
@@ -392,7 +396,8 @@ impl Cluster {
 
     /// Whether nothing is under way: no message, no hold that somebody waits for, no answer.
     pub(super) fn is_quiet(&self) -> bool {
-        let idle = |host: &Arc<Host>| host.answers.is_empty() && host.engine.next_timeout().is_none();
+        let idle =
+            |host: &Arc<Host>| host.answers.is_empty() && host.engine.next_timeout().is_none();
         self.channels.iter().all(VecDeque::is_empty) && self.hosts.iter().all(idle)
     }
 

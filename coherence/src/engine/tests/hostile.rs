@@ -25,11 +25,22 @@ fn no_message_makes_an_engine_panic_or_address_a_node_that_cannot_exist() {
         let mut out = Vec::new();
         for step in 0..2_000 {
             let input = match random.below(12) {
-                0 => Input::Fault { page: any_page(random), access: any_access(random) },
-                1 => Input::Evict { page: any_page(random) },
-                2 => Input::MoveHome { extent: any_extent(random), to: any_node(random) },
+                0 => Input::Fault {
+                    page: any_page(random),
+                    access: any_access(random),
+                },
+                1 => Input::Evict {
+                    page: any_page(random),
+                },
+                2 => Input::MoveHome {
+                    extent: any_extent(random),
+                    to: any_node(random),
+                },
                 3 => Input::Timeout,
-                4 => Input::HomeIs { extent: any_extent(random), home: Some(any_node(random)) },
+                4 => Input::HomeIs {
+                    extent: any_extent(random),
+                    home: Some(any_node(random)),
+                },
                 _ => Input::Message {
                     from: any_node(random),
                     message: any_message(random),
@@ -54,15 +65,27 @@ fn what_cannot_be_is_ignored_and_counted() {
     let messages = [
         PageMessage::Done { page },
         PageMessage::InvalidateAck { page },
-        PageMessage::WriteBackAck { page, accepted: true },
+        PageMessage::WriteBackAck {
+            page,
+            accepted: true,
+        },
         PageMessage::FenceAck { extent: EXTENT },
-        PageMessage::Done { page: Page { index: 1, ..page } },
-        PageMessage::Invalidate { page, requester: NodeId(64) },
+        PageMessage::Done {
+            page: Page { index: 1, ..page },
+        },
+        PageMessage::Invalidate {
+            page,
+            requester: NodeId(64),
+        },
     ];
     let count = messages.len() as u64;
     let mut out = Vec::new();
     for message in messages {
-        let input = Input::Message { from: NodeId(2), message, data: None };
+        let input = Input::Message {
+            from: NodeId(2),
+            message,
+            data: None,
+        };
         engine.handle(0, input, &NoMemory, &mut out);
     }
     assert_eq!(out, []);
@@ -74,14 +97,28 @@ fn messages_about_a_removed_segment_have_no_effect() {
     let mut engine = Engine::<u8>::new(NodeId(1), Config::default());
     engine.add_segment(SEGMENT, 1, Some(NodeId(2)));
     let mut out = Vec::new();
-    let fault = Input::Fault { page: page(0), access: Access::Read };
+    let fault = Input::Fault {
+        page: page(0),
+        access: Access::Read,
+    };
     engine.handle(0, fault, &NoMemory, &mut out);
     engine.remove_segment(SEGMENT);
     out.clear();
     let (page, contents, home) = (page(0), Contents::Zeros, NodeId(2));
     let access = Access::Write;
-    let message = PageMessage::Grant { page, access, acks: 0, contents, home, confirm: false };
-    let grant = Input::Message { from: NodeId(2), message, data: None };
+    let message = PageMessage::Grant {
+        page,
+        access,
+        acks: 0,
+        contents,
+        home,
+        confirm: false,
+    };
+    let grant = Input::Message {
+        from: NodeId(2),
+        message,
+        data: None,
+    };
     engine.handle(0, grant, &NoMemory, &mut out);
     assert_eq!(out, []);
     assert_eq!(engine.access(page), None);
@@ -96,17 +133,40 @@ fn any_message(random: &mut Random) -> PageMessage {
     let acks = random.below(3) as u16;
     let flag = random.below(2) == 0;
     match random.below(11) {
-        0 => PageMessage::Request { page, access, requester, has_copy: flag },
-        1 => PageMessage::Forward { page, access, requester, acks },
+        0 => PageMessage::Request {
+            page,
+            access,
+            requester,
+            has_copy: flag,
+        },
+        1 => PageMessage::Forward {
+            page,
+            access,
+            requester,
+            acks,
+        },
         2 => PageMessage::Invalidate { page, requester },
         3 => {
             let contents = [Contents::Bytes, Contents::Zeros, Contents::Yours][random.below(3)];
-            PageMessage::Grant { page, access, acks, contents, home: requester, confirm: flag }
+            PageMessage::Grant {
+                page,
+                access,
+                acks,
+                contents,
+                home: requester,
+                confirm: flag,
+            }
         }
         4 => PageMessage::InvalidateAck { page },
         5 => PageMessage::Done { page },
-        6 => PageMessage::WriteBack { page, owner: requester },
-        7 => PageMessage::WriteBackAck { page, accepted: flag },
+        6 => PageMessage::WriteBack {
+            page,
+            owner: requester,
+        },
+        7 => PageMessage::WriteBackAck {
+            page,
+            accepted: flag,
+        },
         8 => PageMessage::Fence { extent },
         9 => PageMessage::FenceAck { extent },
         _ => {
@@ -123,11 +183,17 @@ fn any_message(random: &mut Random) -> PageMessage {
 
 fn any_page(random: &mut Random) -> Page {
     let segment = [SEGMENT, SEGMENT, SEGMENT, SegmentId(0)][random.below(4)];
-    Page { segment, index: [0, 0, 1, 1, 2, u32::MAX][random.below(6)] }
+    Page {
+        segment,
+        index: [0, 0, 1, 1, 2, u32::MAX][random.below(6)],
+    }
 }
 
 fn any_extent(random: &mut Random) -> Extent {
-    Extent { index: [0, 0, 0, 1, u32::MAX][random.below(5)], ..EXTENT }
+    Extent {
+        index: [0, 0, 0, 1, u32::MAX][random.below(5)],
+        ..EXTENT
+    }
 }
 
 fn any_access(random: &mut Random) -> Access {

@@ -5,17 +5,53 @@ use migshm_protocol::page::Access;
 
 use super::Random;
 use super::cluster::{Cluster, EXTENT, node, page};
-use crate::{Input, Time};
+use crate::{Counters, Input, Time};
 
 #[test]
 fn random_runs_stay_coherent_and_come_to_rest() {
+    let mut seen = Counters::default();
     for seed in 0..1_000 {
-        run(seed, 600);
+        for host in run(seed, 600).hosts {
+            let counters = host.engine.counters();
+            seen.forwards += counters.forwards;
+            seen.invalidations += counters.invalidations;
+            seen.hold_deferrals += counters.hold_deferrals;
+            seen.evictions += counters.evictions;
+            seen.write_backs += counters.write_backs;
+            seen.home_moves += counters.home_moves;
+            seen.relays += counters.relays;
+        }
     }
+    let Counters {
+        forwards,
+        invalidations,
+        hold_deferrals,
+        ..
+    } = seen;
+    let Counters {
+        evictions,
+        write_backs,
+        home_moves,
+        relays,
+        ..
+    } = seen;
+    let counts = [
+        forwards,
+        invalidations,
+        hold_deferrals,
+        evictions,
+        write_backs,
+        home_moves,
+        relays,
+    ];
+    assert!(
+        counts.iter().all(|&count| count > 1_000),
+        "hardly tried: {seen:?}"
+    );
 }
 
 /// One run; everything about it follows from the seed.
-fn run(seed: u64, steps: usize) {
+fn run(seed: u64, steps: usize) -> Cluster {
     let random = &mut Random(seed);
     let nodes = 2 + random.below(7);
     let pages = 1 + random.below(5);
@@ -56,6 +92,7 @@ fn run(seed: u64, steps: usize) {
         cluster.check();
     }
     assert!(cluster.is_quiet(), "seed {seed} does not come to rest");
+    cluster
 }
 
 /// Delivers one message, answer or end of a hold, chosen at random, if there is any.

@@ -1,0 +1,214 @@
+//! What users of the engine can rely on, one run each.
+
+use migshm_protocol::page::{Access, Contents, PageMessage};
+
+use super::cluster::{Cluster, EXTENT, node, page};
+use crate::{Config, Engine, Input, Memory, PageSet, Time};
+
+const NOW: Time = 1 << 30;
+const HOLD: Time = 100 << 10;
+
+#[test]
+fn the_first_touch_even_a_read_gets_the_page_for_writing() {
+    let mut cluster = Cluster::new(2, 1, Some(node(0)), 0);
+    cluster.touch(NOW, 1, 0, Access::Read);
+    settle(&mut cluster);
+    assert!(cluster.touch(NOW, 1, 0, Access::Write));
+}
+
+#[test]
+fn what_a_node_wrote_while_alone_is_its_own_and_others_read_it() {
+    let mut cluster = Cluster::new(2, 2, Some(node(0)), 0);
+    cluster.preload(0, 1);
+    cluster.touch(NOW, 1, 1, Access::Read);
+    settle(&mut cluster);
+    assert!(cluster.touch(NOW, 1, 1, Access::Read));
+    assert_eq!(cluster.hosts[1].frames[1].contents, Some(1));
+    assert_eq!(cluster.hosts[0].engine.access(page(1)), Some(Access::Read));
+}
+
+#[test]
+fn a_writer_that_has_a_copy_gets_no_bytes() {
+    let mut cluster = Cluster::new(3, 1, Some(node(0)), 0);
+    for (at, access) in [(1, Access::Write), (2, Access::Read)] {
+        cluster.touch(NOW, at, 0, access);
+        settle(&mut cluster);
+    }
+    cluster.touch(NOW, 2, 0, Access::Write);
+    let sent = settle(&mut cluster);
+    let yours = |m: &PageMessage| {
+        matches!(
+            m,
+            PageMessage::Grant {
+                contents: Contents::Yours,
+                ..
+            }
+        )
+    };
+    assert!(sent.iter().any(yours), "{sent:?}");
+    assert!(
+        !sent
+            .iter()
+            .any(|m| matches!(m, PageMessage::Forward { .. })),
+        "{sent:?}"
+    );
+    assert_eq!(cluster.hosts[1].frames[0].access, None);
+}
+
+#[test]
+fn a_page_of_the_home_s_own_takes_two_messages() {
+    let mut cluster = Cluster::new(2, 1, Some(node(0)), 0);
+    cluster.touch(NOW, 0, 0, Access::Write);
+    cluster.touch(NOW, 1, 0, Access::Read);
+    let sent = settle(&mut cluster);
+    assert!(
+        matches!(
+            sent[..],
+            [PageMessage::Request { .. }, PageMessage::Grant { .. }]
+        ),
+        "{sent:?}"
+    );
+}
+
+#[test]
+fn a_granted_page_stays_until_its_hold_ends() {
+    let mut cluster = Cluster::new(2, 1, Some(node(0)), HOLD);
+    cluster.touch(NOW, 0, 0, Access::Write);
+    cluster.touch(NOW, 1, 0, Access::Write);
+    settle(&mut cluster);
+    assert_eq!(cluster.hosts[0].frames[0].access, Some(Access::Write));
+    assert_eq!(cluster.hosts[0].engine.next_timeout(), Some(NOW + HOLD));
+    assert_eq!(cluster.hosts[0].engine.counters().hold_deferrals, 1);
+
+    cluster.end_holds(NOW + HOLD - 1, 0);
+    assert_eq!(cluster.hosts[0].frames[0].access, Some(Access::Write));
+    cluster.end_holds(NOW + HOLD, 0);
+    assert_eq!(cluster.hosts[0].frames[0].access, None);
+    settle(&mut cluster);
+    assert_eq!(cluster.hosts[1].frames[0].access, Some(Access::Write));
+}
+
+#[test]
+fn an_evicted_page_is_kept_by_its_home() {
+    let mut cluster = Cluster::new(3, 1, Some(node(0)), 0);
+    cluster.touch(NOW, 1, 0, Access::Write);
+    settle(&mut cluster);
+    cluster.write(1, 0);
+    cluster.handle(NOW, 1, Input::Evict { page: page(0) });
+    settle(&mut cluster);
+    assert_eq!(cluster.hosts[1].frames[0].contents, None);
+
+    cluster.handle(NOW, 0, Input::Evict { page: page(0) });
+    cluster.touch(NOW, 2, 0, Access::Read);
+    settle(&mut cluster);
+    assert_eq!(cluster.hosts[2].frames[0].contents, Some(cluster.latest[0]));
+}
+
+#[test]
+fn a_former_home_passes_requests_on_and_the_requester_learns_the_home() {
+    let mut cluster = Cluster::new(3, 2, Some(node(0)), 0);
+    cluster.handle(
+        NOW,
+        0,
+        Input::MoveHome {
+            extent: EXTENT,
+            to: node(1),
+        },
+    );
+    assert!(
+        !cluster.hosts[0].engine.is_home(EXTENT),
+        "nothing to move before the first touch"
+    );
+    cluster.touch(NOW, 0, 0, Access::Write);
+    cluster.handle(
+        NOW,
+        0,
+        Input::MoveHome {
+            extent: EXTENT,
+            to: node(1),
+        },
+    );
+    settle(&mut cluster);
+    assert!(cluster.hosts[1].engine.is_home(EXTENT));
+    for (index, relays) in [(0, 1), (1, 1)] {
+        cluster.touch(NOW, 2, index, Access::Read);
+        settle(&mut cluster);
+        assert!(cluster.hosts[2].frames[index].access.is_some());
+        assert_eq!(cluster.hosts[0].engine.counters().relays, relays);
+    }
+}
+
+#[test]
+fn a_write_back_that_the_home_has_followed_ends_where_it_began() {
+    let mut cluster = Cluster::new(2, 1, Some(node(0)), 0);
+    cluster.touch(NOW, 1, 0, Access::Write);
+    settle(&mut cluster);
+    cluster.handle(
+        NOW,
+        0,
+        Input::MoveHome {
+            extent: EXTENT,
+            to: node(1),
+        },
+    );
+    let fence = cluster.channel(0, 1);
+    cluster.deliver(NOW, fence);
+    cluster.handle(NOW, 1, Input::Evict { page: page(0) });
+    settle(&mut cluster);
+    assert!(cluster.hosts[1].engine.is_home(EXTENT));
+    assert_eq!(cluster.hosts[1].engine.access(page(0)), Some(Access::Read));
+    assert!(cluster.hosts[1].frames[0].contents.is_some());
+}
+
+#[test]
+fn a_fault_fails_where_no_node_has_memory() {
+    struct Nothing;
+    impl Memory for Nothing {
+        fn present(&self, _: migshm_protocol::Extent) -> PageSet {
+            PageSet::new()
+        }
+    }
+    let mut engine = Engine::<u8>::new(node(1), Config::default());
+    engine.add_segment(EXTENT.segment, 2, None);
+    let mut out = Vec::new();
+    for index in [0, 1] {
+        let fault = Input::Fault {
+            page: page(index),
+            access: Access::Read,
+        };
+        engine.handle(NOW, fault, &Nothing, &mut out);
+    }
+    assert_eq!(out, [crate::Action::FindHome { extent: EXTENT }]);
+    out.clear();
+    engine.handle(
+        NOW,
+        Input::HomeIs {
+            extent: EXTENT,
+            home: None,
+        },
+        &Nothing,
+        &mut out,
+    );
+    assert_eq!(
+        out,
+        [0, 1].map(|index| crate::Action::Fail { page: page(index) })
+    );
+}
+
+/// Delivers everything; what was delivered.
+fn settle(cluster: &mut Cluster) -> Vec<PageMessage> {
+    let mut delivered = Vec::new();
+    loop {
+        let Some(channel) = cluster.busy_channels().next() else {
+            break;
+        };
+        delivered.extend(
+            cluster.channels[channel]
+                .front()
+                .map(|(message, _)| message.clone()),
+        );
+        cluster.deliver(NOW, channel);
+        cluster.check();
+    }
+    delivered
+}
