@@ -114,9 +114,11 @@ impl Node {
                 address,
             } => self.on_mapped(from, id, AttachId(attach), address),
             ToNode::Detach { id, address } => self.on_detach(from, id, &caller, address),
-            ToNode::Unmapped { attach } => {
+            ToNode::Unmapped { address, length } => {
                 if let Some(space) = self.space_of(caller.pid) {
-                    self.memory.unmap(space, AttachId(attach));
+                    for ended in self.memory.unmap(space, address, length) {
+                        self.detached(ended, 1, caller.pid);
+                    }
                 }
             }
             ToNode::Status { id } => {
@@ -354,18 +356,10 @@ impl Node {
             Pending::Attach(connection, flags) => {
                 self.on_attach_answer(connection, id, flags, outcome, placement)
             }
-            Pending::Detach {
-                connection,
-                attach,
-                length,
-            } => {
+            Pending::Detach { connection, length } => {
                 if let Some(theirs) = self.finish(connection, id) {
                     let message = match outcome {
-                        Ok(_) => FromNode::Detaching {
-                            id: theirs,
-                            attach: attach.0,
-                            length,
-                        },
+                        Ok(_) => FromNode::Detaching { id: theirs, length },
                         Err(_) => FromNode::Answer {
                             id: theirs,
                             outcome,
@@ -540,7 +534,6 @@ impl Node {
             id,
             Pending::Detach {
                 connection: from,
-                attach,
                 length,
             },
         );

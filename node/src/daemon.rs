@@ -164,8 +164,6 @@ pub enum Pending {
     Detach {
         /// Who asked.
         connection: ConnectionId,
-        /// What ends.
-        attach: AttachId,
         /// Bytes to unmap.
         length: u64,
     },

@@ -436,14 +436,7 @@ impl Memory {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let covered = self.carve(space, address, mapping.end());
-        let ended = covered.into_iter().filter(|(id, old)| {
-            let rest = &self.segments[id].mappings;
-            old.counts
-                && !rest
-                    .iter()
-                    .any(|m| m.space == space && m.attach == old.attach)
-        });
-        let ended = ended.map(|(id, _)| id).collect();
+        let ended = self.ended(space, covered);
         if tracked {
             self.register(&mapping)?;
         }
@@ -487,28 +480,41 @@ impl Memory {
         }
     }
 
-    /// Forgets an attach that the process has unmapped, and lets go any thread that still waits
-    /// in it.
-    pub fn unmap(&mut self, space: SpaceId, attach: AttachId) {
-        let Some(entry) = self.spaces.get_mut(&space) else {
-            return;
+    /// Forgets a range that the process has unmapped, and lets go any thread that still waits in
+    /// it. Returns the segments of attaches of which nothing is left, once for each attach.
+    pub fn unmap(&mut self, space: SpaceId, address: u64, length: u64) -> Vec<SegmentId> {
+        let Some(end) = address
+            .checked_add(length)
+            .filter(|end| (address | end) % PAGE == 0)
+        else {
+            return Vec::new();
         };
-        for id in entry.segments.clone() {
-            let Some(segment) = self.segments.get_mut(&id) else {
-                continue;
-            };
-            for gone in segment
-                .mappings
-                .extract_if(.., |m| m.space == space && m.attach == attach)
-            {
-                if let Some(uffd) = &entry.uffd {
-                    uffd.wake(gone.address, u64::from(gone.pages) * PAGE);
-                }
-            }
-            if !segment.mappings.iter().any(|m| m.space == space) {
-                entry.segments.retain(|s| *s != id);
+        let covered = self.carve(space, address, end);
+        if let Some(uffd) = self.uffd(space) {
+            for (_, gone) in &covered {
+                uffd.wake(gone.address, gone.end() - gone.address);
             }
         }
+        self.ended(space, covered)
+    }
+
+    /// Segments of the attaches that were counted and lost their last piece, which is in `covered`.
+    fn ended(&mut self, space: SpaceId, covered: Vec<(SegmentId, Mapping)>) -> Vec<SegmentId> {
+        let mut ended = Vec::new();
+        let mut seen = FxHashSet::default();
+        for (id, old) in covered {
+            let rest = &self.segments[&id].mappings;
+            let has = |m: &Mapping| m.space == space && m.attach == old.attach;
+            if old.counts && !rest.iter().any(has) && seen.insert(old.attach) {
+                ended.push(id);
+            }
+            if !rest.iter().any(|m| m.space == space)
+                && let Some(space) = self.spaces.get_mut(&space)
+            {
+                space.segments.retain(|s| *s != id);
+            }
+        }
+        ended
     }
 
     fn mapping_at(&self, space: SpaceId, address: u64) -> Option<(SegmentId, Mapping)> {

@@ -71,10 +71,13 @@ pub enum ToNode {
         /// Start of an attach of this process.
         address: u64,
     },
-    /// The mapping of a detach is gone; not answered.
+    /// A range is unmapped, after [`FromNode::Detaching`] or by the program's own `munmap`; not
+    /// answered. Attaches of which nothing is left have ended.
     Unmapped {
-        /// From [`FromNode::Detaching`].
-        attach: u64,
+        /// Start of the range.
+        address: u64,
+        /// Its length in bytes, whole pages.
+        length: u64,
     },
     /// What the daemon counts and knows; answered by [`FromNode::Answer`], JSON after it.
     Status {
@@ -110,8 +113,6 @@ pub enum FromNode {
     Detaching {
         /// The request's id.
         id: u64,
-        /// The attach.
-        attach: u64,
         /// Length of the mapping in bytes, in whole pages.
         length: u64,
     },

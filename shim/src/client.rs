@@ -28,6 +28,11 @@ pub fn call(call: Call) -> Result<Answer, Errno> {
     Session::begin()?.call(call, Raw::NONE)
 }
 
+/// Tells a daemon that is there something that it does not answer.
+pub fn tell(message: &ToNode) -> Result<(), Errno> {
+    Session::begin_with(Absent::Fail)?.tell(message, Raw::NONE, None)
+}
+
 /// Tells a daemon that is there about this process.
 pub fn say_hello() -> Result<(), Errno> {
     Session::begin_with(Absent::Fail).map(drop)

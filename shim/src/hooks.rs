@@ -29,6 +29,13 @@ redhook::hook! {
 }
 
 redhook::hook! {
+    unsafe fn munmap(address: *mut c_void, length: size_t) -> c_int => on_munmap {
+        // SAFETY: the program's own call.
+        enter(|| unsafe { shm::unmap(address as usize, length) }) as c_int
+    }
+}
+
+redhook::hook! {
     unsafe fn shmctl(id: c_int, command: c_int, buffer: *mut c_void) -> c_int => on_shmctl {
         enter(|| shm::control(id, command, buffer as usize)) as c_int
     }

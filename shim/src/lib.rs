@@ -1,7 +1,7 @@
 //! `libmigshm.so`: System V shared memory and semaphores for the whole cluster, by `LD_PRELOAD`.
 //!
 //! The library defines `shmget shmat shmdt shmctl semget semop semtimedop semctl`, and libc's
-//! `syscall` for exactly those system calls. Each becomes a message to the node daemon, over a
+//! `syscall` for exactly those system calls, and `munmap`, which can end an attach. Each becomes a message to the node daemon, over a
 //! unix socket; the answer becomes the call's result. The library never calls the kernel's own
 //! System V IPC: where it cannot reach a daemon, calls fail with `ENOSYS`, which is what a kernel
 //! without System V IPC says.

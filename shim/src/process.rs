@@ -5,7 +5,7 @@
 //! | [`Wiped`]: claims of pool slots, "introduced", "anchoring" | zeros, as in a fresh process | gone |
 //! | the pool's descriptors (`pool::SLOTS`) | the parent's: closed at the first call, never used | closed |
 //! | the anchor's address (`anchor::ANCHOR`), the userfaultfd | stay: the mappings and their registration are inherited | gone |
-//! | [`ATTACHES`], [`LAST_PID`] | stay: the attaches are inherited, and the parent is who made them | gone |
+//! | [`ATTACHES`], [`REACH`], [`LAST_PID`] | stay: the attaches are inherited, and the parent is who made them | gone |
 //! | the runtime directory (`directory::CHOSEN`) | stays: a process and its children never change node | chosen anew |
 //!
 //! No `getpid` tells whether we are in a child: the kernel itself clears the pages marked
@@ -39,6 +39,33 @@ static WIPED: OnceNonZeroUsize = OnceNonZeroUsize::new();
 
 /// Attaches in this address space, inherited ones included.
 pub static ATTACHES: AtomicUsize = AtomicUsize::new(0);
+
+/// Where attaches have ever been in this address space.
+pub static REACH: Reach = Reach {
+    start: AtomicUsize::new(usize::MAX),
+    end: AtomicUsize::new(0),
+};
+
+/// The smallest range that covers all ranges included so far. It tells most calls of `munmap`
+/// from those that the daemon must hear of, at the price of two loads.
+pub struct Reach {
+    start: AtomicUsize,
+    end: AtomicUsize,
+}
+
+impl Reach {
+    /// Widens it to cover `length` bytes from `address`.
+    pub fn include(&self, address: usize, length: usize) {
+        self.start.fetch_min(address, Ordering::Relaxed);
+        self.end.fetch_max(address.saturating_add(length), Ordering::Relaxed);
+    }
+
+    /// Whether a range touches it.
+    pub fn overlaps(&self, address: usize, length: usize) -> bool {
+        address < self.end.load(Ordering::Relaxed)
+            && self.start.load(Ordering::Relaxed) < address.saturating_add(length)
+    }
+}
 
 /// The process that last said Hello in this address space or in the one it is a copy of.
 static LAST_PID: AtomicI32 = AtomicI32::new(0);

@@ -11,7 +11,7 @@ use migshm_protocol::local::{FromNode, ToNode};
 use crate::client::{self, Session, out_of_step};
 use crate::connection::{Patience, Raw, Reply};
 use crate::convert::{self, ShmidDs};
-use crate::process::ATTACHES;
+use crate::process::{ATTACHES, REACH};
 use crate::{anchor, process, sys};
 
 /// `shmget(2)`.
@@ -79,6 +79,7 @@ pub fn attach(id: c_int, address: usize, flags: c_int) -> Result<isize, Errno> {
     }
     drop(session);
     ATTACHES.fetch_add(1, Ordering::Relaxed);
+    REACH.include(mapping.address, mapping.length);
     if attachment.tracked
         && let Err(errno) = mapping.protect(protection(flags))
     {
@@ -103,19 +104,19 @@ pub fn detach(address: usize) -> Result<isize, Errno> {
         Raw::NONE,
     )?;
     match session.reply(id, Patience::Endless)?.message {
-        FromNode::Detaching { attach, length, .. } => {
-            Mapping {
+        FromNode::Detaching { length, .. } => {
+            let mapping = Mapping {
                 address,
                 length: length as usize,
-            }
-            .unmap();
+            };
+            mapping.unmap();
             // The count only says whether a fork child has something to tell; it may not wrap
             // where a raw clone's child detaches what it never counted.
             let _ = ATTACHES.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
                 count.checked_sub(1)
             });
             // The detach has taken place, also if the daemon has gone meanwhile.
-            let _ = session.tell(&ToNode::Unmapped { attach }, Raw::NONE, None);
+            let _ = session.tell(&mapping.gone(), Raw::NONE, None);
             Ok(0)
         }
         FromNode::Answer {
@@ -124,6 +125,21 @@ pub fn detach(address: usize) -> Result<isize, Errno> {
         } => Err(errno),
         _ => Err(out_of_step()),
     }
+}
+
+/// `munmap(2)`, by which a program may end an attach, or a part of it.
+///
+/// # Safety
+/// As for `munmap`: the program vouches that it does not use the range any more.
+pub unsafe fn unmap(address: usize, length: usize) -> Result<isize, Errno> {
+    // SAFETY: by the caller.
+    unsafe { sys::munmap(address, length) }?;
+    let length = length.next_multiple_of(PAGE_SIZE);
+    if REACH.overlaps(address, length) {
+        // The range is unmapped, also if there is no daemon to tell.
+        let _ = client::tell(&Mapping { address, length }.gone());
+    }
+    Ok(0)
 }
 
 /// `shmctl(2)`.
@@ -249,10 +265,18 @@ impl Mapping {
             .map(drop)
     }
 
+    /// Tells the daemon that the range is no longer mapped.
+    fn gone(&self) -> ToNode {
+        ToNode::Unmapped {
+            address: self.address as u64,
+            length: self.length as u64,
+        }
+    }
+
     fn unmap(&self) {
         // SAFETY: the mapping is the segment's, which the program has asked to detach or has not
         // been given yet.
-        unsafe { libc::munmap(self.address as *mut c_void, self.length) };
+        let _ = unsafe { sys::munmap(self.address, self.length) };
     }
 }
 

@@ -114,7 +114,19 @@ pub fn map_private(length: usize) -> Result<*mut c_void, Errno> {
 /// Unmaps what one of the above mapped, when no reference into it is left.
 pub fn unmap(memory: *mut c_void, length: usize) {
     // SAFETY: the callers pass mappings of their own that nothing refers to any more.
-    unsafe { libc::munmap(memory, length) };
+    let _ = unsafe { munmap(memory as usize, length) };
+}
+
+/// The kernel's `munmap(2)`, past our own.
+///
+/// # Safety
+/// Nothing may refer into the range, as the caller or the program vouches.
+///
+/// # Errors
+/// Those of the manual page.
+pub unsafe fn munmap(address: usize, length: usize) -> Result<(), Errno> {
+    // SAFETY: by the caller.
+    check(unsafe { libc::syscall(libc::SYS_munmap, address, length) }).map(drop)
 }
 
 /// Plain C data: any bytes are a value, and it has no padding that would leak memory.

@@ -300,10 +300,9 @@ fn serve(socket: &OwnedFd, connection: usize, script: Script, state: &Arc<Mutex<
             ToNode::Detach { id, address } => {
                 let attach = state.lock().unwrap().attaches.get(&address).copied();
                 match attach {
-                    Some(attach) => send(
+                    Some(_) => send(
                         FromNode::Detaching {
                             id,
-                            attach,
                             length: SIZE.next_multiple_of(4096),
                         },
                         &[],
