@@ -1,13 +1,14 @@
 //! The engine's surface, its tables, and where each input goes.
 //!
 //! [`cache`] is what a node does as a holder of pages, [`home`] what it does for the extents it
-//! is the home of, [`hold`] for how long a page stays before it is given away. The three share
-//! the tables of this module. Messages of a node to itself are plain calls between `cache` and
+//! is the home of, [`home_move`] how it stops to be that, [`hold`] for how long a page stays
+//! before it is given away. They share the tables of this module. Messages of a node to itself are plain calls between `cache` and
 //! `home`, made depth first: that is the FIFO channel of a node to itself.
 
 mod cache;
 mod hold;
 mod home;
+mod home_move;
 #[cfg(test)]
 mod tests;
 
@@ -20,7 +21,8 @@ use rustc_hash::FxHashMap;
 
 use crate::sets::{NodeSet, PageSet};
 use cache::{Line, Pending, Take};
-use home::{Directory, Move, Transaction};
+use home::{Directory, Transaction};
+use home_move::Move;
 
 /// Nanoseconds on a monotonic clock.
 pub type Time = u64;

@@ -1,14 +1,13 @@
-//! A node as the home of extents: the directory, one transaction at a time for each page, and
-//! the move of an extent to another home.
+//! A node as the home of extents: the directory, and one transaction at a time for each page.
 
 use std::collections::VecDeque;
 
 use migshm_protocol::ids::MAX_NODES;
-use migshm_protocol::page::{Access, Contents, DirectoryEntry, PageMessage};
+use migshm_protocol::page::{Access, Contents, PageMessage};
 use migshm_protocol::{Extent, NodeId, Page};
 
 use super::cache::{Grant, State, Take};
-use super::{Action, Body, Context, Engine, Fill, Known, NodeSet, first_page, is_node, slot};
+use super::{Action, Body, Context, Engine, Fill, NodeSet, slot};
 
 /// Where the pages of an extent are.
 #[derive(Clone, Debug)]
@@ -16,7 +15,7 @@ pub(super) struct Directory {
     pub(super) entries: Box<[Entry]>,
     /// How many entries are busy.
     pub(super) busy: u32,
-    /// Whether there is a [`Move`]: no transaction may begin.
+    /// Whether the extent is on its way to another home: no transaction may begin.
     pub(super) moving: bool,
 }
 
@@ -43,7 +42,7 @@ impl Entry {
     }
 
     /// Nodes that may have a copy.
-    fn holders(self) -> NodeSet {
+    pub(super) fn holders(self) -> NodeSet {
         self.owner
             .map_or(self.sharers, |owner| self.sharers.with(owner))
     }
@@ -81,16 +80,6 @@ impl<D> Work<D> {
             Self::Request { page, .. } | Self::WriteBack { page, .. } => page,
         }
     }
-}
-
-/// An extent on its way to another home.
-#[derive(Clone, Debug)]
-pub(super) struct Move<D> {
-    pub(super) to: NodeId,
-    /// Who has yet to acknowledge the fence; `None` while transactions are under way.
-    pub(super) fence: Option<NodeSet>,
-    /// For the new home.
-    pub(super) queue: VecDeque<Work<D>>,
 }
 
 /// A node has at most one request and one write-back of a page under way.
@@ -160,7 +149,7 @@ impl<D> Engine<D> {
         }
     }
 
-    fn relay(&mut self, cx: &mut Context<'_, D>, home: NodeId, work: Work<D>) {
+    pub(super) fn relay(&mut self, cx: &mut Context<'_, D>, home: NodeId, work: Work<D>) {
         self.counters.relays += 1;
         match work {
             Work::Request {
@@ -449,139 +438,6 @@ impl<D> Engine<D> {
         }
     }
 
-    pub(super) fn move_home(&mut self, cx: &mut Context<'_, D>, extent: Extent, to: NodeId) {
-        if to == self.me || !is_node(to) || !matches!(self.knows(first_page(extent)), Known::Yes) {
-            return;
-        }
-        match &mut self.extent_mut(extent).directory {
-            Some(directory) if !directory.moving => directory.moving = true,
-            _ => return,
-        }
-        self.moves.insert(
-            extent,
-            Move {
-                to,
-                fence: None,
-                queue: VecDeque::new(),
-            },
-        );
-        self.fence(cx, extent);
-    }
-
-    /// Once no transaction is under way, makes sure that every grant has arrived: what the next
-    /// home says about a page must not overtake it.
-    ///
-    /// Also waits for write-backs of this node's own that left before it became the home, and
-    /// come back to it: at the next home, one could be mistaken for a later one.
-    fn fence(&mut self, cx: &mut Context<'_, D>, extent: Extent) {
-        let me = self.me;
-        if !matches!(self.moves.get(&extent), Some(Move { fence: None, .. })) {
-            return;
-        }
-        let state = self.extent_mut(extent);
-        let Some(directory) = &state.directory else {
-            return;
-        };
-        let lines = &mut state.lines.iter();
-        if directory.busy > 0 || lines.any(|line| line.state.is_written_back()) {
-            return;
-        }
-        let holders = directory
-            .entries
-            .iter()
-            .fold(NodeSet::default(), |nodes, entry| {
-                nodes.union(entry.holders())
-            });
-        let fenced = holders.without(me);
-        for node in fenced {
-            cx.send(node, PageMessage::Fence { extent }, Body::None);
-        }
-        if let Some(moving) = self.moves.get_mut(&extent) {
-            moving.fence = Some(fenced);
-        }
-        self.transfer(cx, extent);
-    }
-
-    pub(super) fn fence_acked(&mut self, cx: &mut Context<'_, D>, extent: Extent, from: NodeId) {
-        match self.moves.get_mut(&extent) {
-            Some(Move {
-                fence: Some(nodes), ..
-            }) if nodes.contains(from) => {
-                *nodes = nodes.without(from);
-                self.transfer(cx, extent);
-            }
-            _ => self.protocol_error(),
-        }
-    }
-
-    /// Hands the directory over once the fence is complete.
-    fn transfer(&mut self, cx: &mut Context<'_, D>, extent: Extent) {
-        if !self
-            .moves
-            .get(&extent)
-            .is_some_and(|m| m.fence.is_some_and(NodeSet::is_empty))
-        {
-            return;
-        }
-        let Some(Move { to, queue, .. }) = self.moves.remove(&extent) else {
-            return;
-        };
-        let state = self.extent_mut(extent);
-        let Some(directory) = state.directory.take() else {
-            return;
-        };
-        state.home = Some(to);
-        let entries = directory
-            .entries
-            .iter()
-            .zip(0..)
-            .filter_map(|(entry, page)| {
-                let sharers = entry.sharers.bits();
-                entry.owner.map(|owner| DirectoryEntry {
-                    page,
-                    owner,
-                    sharers,
-                })
-            });
-        let entries = entries.collect();
-        cx.send(
-            to,
-            PageMessage::HomeTransfer { extent, entries },
-            Body::None,
-        );
-        self.counters.home_moves += 1;
-        for work in queue {
-            self.relay(cx, to, work);
-        }
-    }
-
-    pub(super) fn home_transferred(
-        &mut self,
-        cx: &mut Context<'_, D>,
-        extent: Extent,
-        entries: &[DirectoryEntry],
-    ) {
-        let state = self.extent_mut(extent);
-        let pages = state.lines.len();
-        if state.directory.is_some() || entries.iter().any(|e| usize::from(e.page) >= pages) {
-            return self.protocol_error();
-        }
-        let mut directory = Directory::untouched(pages);
-        for entry in entries {
-            let sharers = match NodeSet::from_bits(entry.sharers) {
-                none if none.is_empty() => none,
-                some => some.with(entry.owner),
-            };
-            directory.entries[usize::from(entry.page)] = Entry {
-                owner: Some(entry.owner),
-                sharers,
-                busy: false,
-            };
-        }
-        state.directory = Some(directory);
-        cx.out.push(Action::BecameHome { extent });
-    }
-
     /// Makes this node the home of an extent that has none yet: what it has is its own.
     pub(super) fn open_directory(&mut self, cx: &mut Context<'_, D>, extent: Extent) {
         let me = self.me;
@@ -610,7 +466,7 @@ impl<D> Engine<D> {
 }
 
 impl Directory {
-    fn untouched(pages: usize) -> Self {
+    pub(super) fn untouched(pages: usize) -> Self {
         Self {
             entries: vec![Entry::default(); pages].into(),
             busy: 0,

@@ -488,6 +488,18 @@ fn a_write_back_is_never_taken_for_a_later_one() {
 fn three_nodes_are_coherent_with_two_pages_in_an_extent() {
     let limits = Limits {
         reads: 2,
+        writes: 2,
+        evictions: 1,
+        moves: 0,
+    };
+    Search {
+        pages: 2,
+        limits,
+        ..Search::ONE_PAGE
+    }
+    .check();
+    let limits = Limits {
+        reads: 2,
         writes: 1,
         evictions: 1,
         moves: 1,
