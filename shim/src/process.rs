@@ -57,7 +57,8 @@ impl Reach {
     /// Widens it to cover `length` bytes from `address`.
     pub fn include(&self, address: usize, length: usize) {
         self.start.fetch_min(address, Ordering::Relaxed);
-        self.end.fetch_max(address.saturating_add(length), Ordering::Relaxed);
+        self.end
+            .fetch_max(address.saturating_add(length), Ordering::Relaxed);
     }
 
     /// Whether a range touches it.
