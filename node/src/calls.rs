@@ -300,6 +300,7 @@ impl Node {
     pub(crate) fn on_fork(&mut self, parent: SpaceId, child: SpaceId) {
         let watcher = tasks::watch_space(self, child);
         self.spaces.insert(child, Resident { pid: None, watcher });
+        self.quiet_space.notify_one();
         let pid = self.spaces.get(&parent).and_then(|r| r.pid).unwrap_or(0);
         self.report_inherited(child, pid);
     }
@@ -595,6 +596,7 @@ impl Node {
         {
             self.end_space(space);
         }
+        self.quiet_space.notify_one();
         self.settle();
     }
 
@@ -663,6 +665,11 @@ impl Node {
                 .any(|c| c.caller.as_ref().is_some_and(|caller| caller.pid == pid))
         };
         resident.pid.is_none_or(|pid| !connected(pid))
+    }
+
+    /// Whether there is an address space that only [`Node::probe`] sees the end of.
+    pub(crate) fn has_quiet_spaces(&self) -> bool {
+        self.spaces.values().any(|resident| self.is_quiet(resident))
     }
 
     /// Looks for the end of address spaces that would go unnoticed.

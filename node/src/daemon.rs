@@ -60,6 +60,8 @@ pub struct Node {
     pub(crate) peers: FxHashMap<NodeId, Peer>,
     pub(crate) members: Vec<Member>,
     pub(crate) members_changed: Rc<Notify>,
+    /// There may be an address space whose end nothing reports.
+    pub(crate) quiet_space: Rc<Notify>,
     /// For links to other nodes; `None` on a single machine.
     pub(crate) endpoint: Option<Endpoint>,
 
@@ -204,6 +206,7 @@ impl Node {
                 peers: FxHashMap::default(),
                 members: Vec::new(),
                 members_changed: Rc::default(),
+                quiet_space: Rc::default(),
                 endpoint,
                 connections: FxHashMap::default(),
                 processes: FxHashMap::default(),

@@ -21,7 +21,7 @@ use crate::memory::SpaceId;
 use crate::uffd::Uffd;
 
 /// How often address spaces that the kernel does not report the end of are looked at.
-const PROBE_INTERVAL: Duration = Duration::from_millis(200);
+const PROBE_INTERVAL: Duration = Duration::from_millis(50);
 /// Between attempts to reach a member that does not answer.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -123,11 +123,14 @@ pub fn watch_process(node: &Node, pid: i32, pidfd: Rc<OwnedFd>) -> AbortHandle {
     task.abort_handle()
 }
 
-/// Looks after address spaces of unknown processes, for ever.
+/// Looks after address spaces whose end nothing reports, for ever.
 pub async fn probe(node: Shared) {
-    let mut interval = tokio::time::interval(PROBE_INTERVAL);
+    let appeared = Rc::clone(&node.borrow().quiet_space);
     loop {
-        interval.tick().await;
+        if !node.borrow().has_quiet_spaces() {
+            appeared.notified().await;
+        }
+        tokio::time::sleep(PROBE_INTERVAL).await;
         node.borrow_mut().probe();
     }
 }
