@@ -32,16 +32,16 @@ pub type Time = u64;
 pub struct Config {
     /// Nanoseconds for which a granted page stays at least, before it is given to another node.
     pub hold_min: Time,
-    /// Nanoseconds to which contention may raise that.
+    /// Nanoseconds after which it is given away even if no local process has used it yet.
     pub hold_max: Time,
 }
 
 impl Default for Config {
-    /// 50 us, about one remote fault, up to 1.6 ms.
+    /// 50 us, about one remote fault, to 10 ms, which a thread may have to wait for a processor.
     fn default() -> Self {
         Self {
             hold_min: 50_000,
-            hold_max: 1_600_000,
+            hold_max: 10_000_000,
         }
     }
 }

@@ -123,14 +123,8 @@ impl<D> Engine<D> {
                 grant: None,
             },
         );
-        let config = self.config;
-        let line = self.line_mut(page);
-        match line.state {
+        match self.line(page).state {
             State::Evicting | State::Evicted => {}
-            State::Invalid => {
-                line.hold.missed(cx.now, &config);
-                self.send_request(cx, page);
-            }
             _ => self.send_request(cx, page),
         }
     }
@@ -377,7 +371,6 @@ impl<D> Engine<D> {
             State::Shared | State::Owned | State::Exclusive => State::Invalid,
             State::Evicting => State::Evicted,
         };
-        line.hold.mark(cx.now);
         cx.out.push(Action::Drop { page });
         self.counters.invalidations += 1;
     }
