@@ -280,13 +280,13 @@ impl Core {
             Call::SemOp { id } => sets
                 .operate(request, id, raw, &mut cx)
                 .map(|done| done.map(|()| Answer::Value(0))),
-            Call::SemCtl { id, command } => Some(
-                sets.control(request, id, command, raw, &mut cx)
-                    .map(|(answer, raw)| {
-                        values = raw;
-                        answer
-                    }),
-            ),
+            Call::SemCtl { id, command } => {
+                let controlled = sets.control(request, id, command, raw, &mut cx);
+                Some(controlled.map(|(answer, raw)| {
+                    values = raw;
+                    answer
+                }))
+            }
         };
         if let Some(outcome) = outcome {
             out.push(Output {

@@ -7,7 +7,9 @@ mod queue;
 mod set;
 mod undo;
 
-use migshm_protocol::call::{Answer, Errno, SemBuf, SemCommand, SemLimits, SemStatus, StatBy};
+use migshm_protocol::call::{
+    Answer, Caller, Errno, SemBuf, SemCommand, SemLimits, SemStatus, StatBy,
+};
 use migshm_protocol::limits::{SEMMNI, SEMMNS, SEMMSL, SEMOPM, SEMVMX};
 use serde::{Deserialize, Serialize};
 
@@ -163,51 +165,28 @@ impl SemSets {
         if id < 0 {
             return Err(Errno::EINVAL);
         }
-        match command {
-            SemCommand::Stat(by) => {
-                return Ok((Answer::Set(self.stat(request, id, by)?), Vec::new()));
-            }
-            SemCommand::Limits => {
-                return Ok((Answer::SemLimits(self.limits(SEMUSZ, SEMVMX)), Vec::new()));
-            }
+        let caller = request.caller;
+        let mut wakes = Vec::new();
+        let answer = match command {
+            SemCommand::Stat(by) => Answer::Set(self.stat(request, id, by)?),
+            SemCommand::Limits => Answer::SemLimits(self.limits(SEMUSZ, SEMVMX)),
             SemCommand::Usage => {
-                let usage = self.limits(self.table.in_use(), self.semaphores);
-                return Ok((Answer::SemLimits(usage), Vec::new()));
+                Answer::SemLimits(self.limits(self.table.in_use(), self.semaphores))
             }
             SemCommand::Remove => {
-                perm::check_control(&self.table.get(id)?.perm, request.caller)?;
+                perm::check_control(&self.table.get(id)?.perm, caller)?;
                 self.remove(id, cx);
-                return Ok((Answer::Value(0), Vec::new()));
+                Answer::Value(0)
             }
-            // Linux looks at the value before it looks for the set.
-            SemCommand::SetVal(_, value) if !(0..=SEMVMX).contains(&value) => {
-                return Err(Errno::ERANGE);
-            }
-            _ => {}
-        }
-
-        let mut wakes = Vec::new();
-        let Entry { perm, object: set } = self.table.get_mut(id)?;
-        let caller = request.caller;
-        let semaphore = |set: &SemSet, num: i32| {
-            u16::try_from(num)
-                .ok()
-                .filter(|&num| usize::from(num) < set.len())
-                .ok_or(Errno::EINVAL)
-        };
-        let read = |set: &SemSet, num: i32| {
-            perm::check(perm, caller, perm::READ)?;
-            semaphore(set, num)
-        };
-        let value = match command {
             SemCommand::Set(new) => {
+                let Entry { perm, object: set } = self.table.get_mut(id)?;
                 perm::check_control(perm, caller)?;
                 perm::update(perm, new)?;
                 set.ctime = cx.now;
-                0
+                Answer::Value(0)
             }
             SemCommand::GetAll => {
-                perm::check(perm, caller, perm::READ)?;
+                let set = self.readable(id, caller)?;
                 let count = u32::try_from(set.len()).expect("at most SEMMSL");
                 let values = set
                     .values()
@@ -217,28 +196,44 @@ impl SemSets {
                 return Ok((Answer::Values(count), values));
             }
             SemCommand::SetAll => {
+                let Entry { perm, object: set } = self.table.get_mut(id)?;
                 perm::check(perm, caller, perm::WRITE)?;
                 let values = parse_values(raw, set.len())?;
                 set.set_all(&values, caller.pid, cx.now, &mut wakes);
-                0
+                Answer::Value(0)
             }
             SemCommand::SetVal(num, value) => {
+                // Linux looks at the value before it looks for the set.
+                let in_range = |value: &u16| i32::from(*value) <= SEMVMX;
+                let value = u16::try_from(value)
+                    .ok()
+                    .filter(in_range)
+                    .ok_or(Errno::ERANGE)?;
+                let Entry { perm, object: set } = self.table.get_mut(id)?;
                 let num = semaphore(set, num)?;
                 perm::check(perm, caller, perm::WRITE)?;
-                let value = u16::try_from(value).map_err(|_| Errno::ERANGE)?;
                 set.set_value(num, value, caller.pid, cx.now, &mut wakes);
-                0
+                Answer::Value(0)
             }
-            SemCommand::GetVal(num) => i32::from(set.values()[usize::from(read(set, num)?)]),
-            SemCommand::GetPid(num) => set.pid(read(set, num)?),
-            SemCommand::GetNcnt(num) => set.count_waiting_for_increase(read(set, num)?),
-            SemCommand::GetZcnt(num) => set.count_waiting_for_zero(read(set, num)?),
-            SemCommand::Stat(_) | SemCommand::Limits | SemCommand::Usage | SemCommand::Remove => {
-                unreachable!("handled above, where no set with this id is needed")
+            SemCommand::GetVal(num) => {
+                let set = self.readable(id, caller)?;
+                Answer::Value(set.values()[usize::from(semaphore(set, num)?)].into())
+            }
+            SemCommand::GetPid(num) => {
+                let set = self.readable(id, caller)?;
+                Answer::Value(set.pid(semaphore(set, num)?))
+            }
+            SemCommand::GetNcnt(num) => {
+                let set = self.readable(id, caller)?;
+                Answer::Value(set.count_waiting_for_increase(semaphore(set, num)?))
+            }
+            SemCommand::GetZcnt(num) => {
+                let set = self.readable(id, caller)?;
+                Answer::Value(set.count_waiting_for_zero(semaphore(set, num)?))
             }
         };
         cx.wake(wakes);
-        Ok((Answer::Value(value), Vec::new()))
+        Ok((answer, Vec::new()))
     }
 
     /// Takes a blocked call out of its queue; nobody else can go on because of that.
@@ -255,6 +250,13 @@ impl SemSets {
             entry.object.undo(process, pid, cx.now, &mut wakes);
             cx.wake(wakes);
         }
+    }
+
+    /// The set, if the caller may read it.
+    fn readable(&self, id: i32, caller: &Caller) -> Result<&SemSet, Errno> {
+        let Entry { perm, object: set } = self.table.get(id)?;
+        perm::check(perm, caller, perm::READ)?;
+        Ok(set)
     }
 
     fn remove(&mut self, id: i32, cx: &mut Context<'_>) {
@@ -300,6 +302,14 @@ impl SemSets {
             highest: self.table.highest(),
         }
     }
+}
+
+/// A semaphore's number; EINVAL if the set does not have it.
+fn semaphore(set: &SemSet, num: i32) -> Result<u16, Errno> {
+    u16::try_from(num)
+        .ok()
+        .filter(|&num| usize::from(num) < set.len())
+        .ok_or(Errno::EINVAL)
 }
 
 /// The values of `SETALL`: EINVAL unless there is one for each semaphore, ERANGE if one is too

@@ -30,7 +30,7 @@ use support::worker::{NO_GROUP, Reply, User, Worker};
 use support::{Cluster, MIB, Pending, Process, raw};
 
 /// Processes of a program; they live on two nodes.
-const WORKERS: usize = 5;
+const WORKERS: usize = 6;
 
 const USERS: [User; 5] = [
     User {
@@ -62,45 +62,70 @@ const USERS: [User; 5] = [
 
 #[test]
 fn random_programs_behave_as_on_the_kernel() {
-    let Some(capabilities) = root_capabilities() else {
-        println!("skipped: needs root, to make IPC namespaces and to change users");
-        return;
-    };
-    let config = Config {
-        cases: cases(),
-        failure_persistence: None,
-        ..Config::default()
-    };
-    let programs = prop::collection::vec(step(), 1..60);
-    let result = TestRunner::new(config).run(&programs, |program| {
-        // A thread of its own, as a namespace is entered by thread.
-        let run = std::thread::spawn(move || Duel::new(capabilities)?.run(&program));
-        run.join().expect("no panic").map_err(TestCaseError::fail)
-    });
-    if let Err(error) = result {
-        panic!("{error}");
-    }
+    duels(
+        cases(),
+        prop::collection::vec(step(action()), 1..60),
+        |duel, program| duel.run(&program),
+    );
+}
+
+/// Hardly anything but calls that block, on two sets that exist from the start.
+#[test]
+fn contention_is_settled_as_by_the_kernel() {
+    duels(
+        cases(),
+        prop::collection::vec(step(contention()), 1..80),
+        |duel, program| {
+            let set = Action::SemGet {
+                key: 0,
+                count: 3,
+                flags: 0o666,
+            };
+            let create = Step {
+                worker: 0,
+                user: 0,
+                action: set,
+            };
+            duel.run(&[create.clone(), create])?;
+            duel.run(&program)
+        },
+    );
 }
 
 #[test]
 fn ids_are_given_out_as_by_the_kernel() {
-    let Some(capabilities) = root_capabilities() else {
-        println!("skipped: needs root, to make IPC namespaces");
-        return;
-    };
-    let config = Config {
-        cases: cases() / 10,
-        failure_persistence: None,
-        ..Config::default()
-    };
     // Creates a set, or removes one of those that exist.
     let programs = prop::collection::vec(
         prop::option::weighted(0.45, any::<prop::sample::Index>()),
         1..400,
     );
+    duels(cases() / 10, programs, |duel, program| {
+        duel.run_ids(&program)
+    });
+}
+
+/// Runs programs, each in a namespace of its own; shrinks one on which the two sides differ.
+fn duels<S: Strategy>(cases: u32, programs: S, run: fn(&mut Duel, S::Value) -> Result<(), String>)
+where
+    S::Value: Send + 'static,
+{
+    let Some(capabilities) = root_capabilities() else {
+        println!("skipped: needs root, to make IPC namespaces and to change users");
+        return;
+    };
+    let config = Config {
+        cases,
+        failure_persistence: None,
+        max_shrink_time: 30_000,
+        ..Config::default()
+    };
     let result = TestRunner::new(config).run(&programs, |program| {
-        let run = std::thread::spawn(move || Duel::new(capabilities)?.run_ids(&program));
-        run.join().expect("no panic").map_err(TestCaseError::fail)
+        // A thread of its own, as a namespace is entered by thread.
+        let thread = std::thread::spawn(move || run(&mut Duel::new(capabilities)?, program));
+        thread
+            .join()
+            .expect("no panic")
+            .map_err(TestCaseError::fail)
     });
     if let Err(error) = result {
         panic!("{error}");
@@ -127,7 +152,7 @@ fn cases() -> u32 {
     std::env::var("PROPTEST_CASES")
         .ok()
         .and_then(|cases| cases.parse().ok())
-        .unwrap_or(400)
+        .unwrap_or(200)
 }
 
 /// One step of a program: who does it, as which user, and what.
@@ -187,13 +212,33 @@ struct IdChoice {
     bent: i32,
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step(action: impl Strategy<Value = Action>) -> impl Strategy<Value = Step> {
     let users = prop_oneof![6 => Just(0), 4 => 1..USERS.len()];
-    (0..WORKERS, users, action()).prop_map(|(worker, user, action)| Step {
+    (0..WORKERS, users, action).prop_map(|(worker, user, action)| Step {
         worker,
         user,
         action,
     })
+}
+
+fn contention() -> impl Strategy<Value = Action> {
+    let id =
+        || prop_oneof![4 => Just(0), 1 => Just(1usize)].prop_map(|nth| IdChoice { nth, bent: 0 });
+    let flags = prop_oneof![16 => Just(0i16), 4 => Just(0x1000), 1 => Just(0o4000)];
+    let op = (
+        0..3u16,
+        prop::sample::select(vec![-2, -1, -1, 0, 0, 1, 1, 2]),
+        flags,
+    );
+    let ops = prop_oneof![3 => prop::collection::vec(op.clone(), 1), 2 => prop::collection::vec(op, 2..4)];
+    prop_oneof![
+        40 => (id(), ops).prop_map(|(id, ops)| Action::SemOp { id, ops }),
+        2 => (id(), 0..3i32, 0..3i32)
+            .prop_map(|(id, num, value)| (id, SemCommand::SetVal(num, value)))
+            .prop_map(|(id, command)| Action::SemCtl { id, command, values: Vec::new() }),
+        2 => Just(Action::Interrupt),
+        2 => Just(Action::Kill),
+    ]
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -586,7 +631,11 @@ impl Duel {
                 continue;
             };
             let ours = self.cluster.outcome(pending);
-            let native = player.worker.settle().map_err(text)?;
+            // One that has just been woken can look asleep for a moment.
+            let native = match ours {
+                Some(_) => player.worker.finish().ok(),
+                None => player.worker.settle().map_err(text)?,
+            };
             compare(
                 &format!("blocked worker {at}"),
                 native.map(|reply| value(reply.result)),

@@ -191,6 +191,44 @@ fn an_attach_needs_the_permissions_of_its_kind() {
 }
 
 #[test]
+fn the_first_class_that_a_caller_belongs_to_decides() {
+    let (mut cluster, [p, _]) = two_processes();
+    let owner = user(p.node, 30, 1000);
+    let id = cluster.shmget(&owner, 0, 100, 0o046).unwrap();
+    let member = |uid: u32, gid: u32, groups: &[u32]| {
+        let mut process = user(p.node, 31, uid);
+        (process.caller.gid, process.caller.groups) = (gid, groups.to_vec());
+        process
+    };
+    cluster
+        .shmctl(
+            &owner,
+            id,
+            ShmCommand::Set(NewPerm {
+                uid: 1001,
+                gid: 1001,
+                mode: 0o046,
+            }),
+        )
+        .unwrap();
+    for (process, read, write) in [
+        (member(1000, 1, &[]), false, false), // creator
+        (member(1001, 1, &[]), false, false), // owner
+        (member(5, 1000, &[]), true, false),  // the creator's group
+        (member(5, 1001, &[]), true, false),  // the owner's group
+        (member(5, 1, &[2, 1001]), true, false),
+        (member(5, 1, &[2]), true, true), // the others
+    ] {
+        assert_eq!(
+            cluster.shmat(&process, id, SHM_RDONLY).is_ok(),
+            read,
+            "{process:?}"
+        );
+        assert_eq!(cluster.shmat(&process, id, 0).is_ok(), write, "{process:?}");
+    }
+}
+
+#[test]
 fn capabilities_stand_in_for_permissions() {
     let (mut cluster, [p, _]) = two_processes();
     let id = cluster.shmget(&p, 0, 100, 0o600).unwrap();

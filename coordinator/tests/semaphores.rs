@@ -4,7 +4,7 @@
 mod support;
 
 use migshm_protocol::call::{Errno, SemCommand, StatBy};
-use migshm_protocol::control::ToCoordinator;
+use migshm_protocol::control::{FromCoordinator, ToCoordinator};
 use migshm_protocol::limits::{SEMMSL, SEMOPM, SEMVMX};
 use migshm_protocol::{NodeId, ProcessId};
 use support::*;
@@ -120,6 +120,70 @@ fn waiters_for_zero_see_a_zero_that_the_next_waiter_takes_away() {
     cluster.semop(&p, id, &[(0, -2, 0)]).unwrap();
     assert!(cluster.outcome(zero).is_some());
     assert!(cluster.outcome(twice).is_none());
+}
+
+#[test]
+fn a_waiter_that_brings_zero_completes_those_who_wait_for_it() {
+    let (mut cluster, [p, q], id) = set_of(2);
+    cluster.semctl(&p, id, SemCommand::SetVal(1, 1)).unwrap();
+    let zero = cluster.start_semop(&p, id, &[(1, 0, 0)]);
+    let both = cluster.start_semop(&q, id, &[(0, -1, 0), (1, -1, 0)]);
+    cluster.semop(&p, id, &[(0, 1, 0)]).unwrap();
+    assert!(cluster.outcome(zero).is_some());
+    assert!(cluster.outcome(both).is_some());
+}
+
+#[test]
+fn simple_waiters_are_still_served_when_the_complex_ones_are_gone() {
+    let (mut cluster, [p, q], id) = set_of(2);
+    let simple = cluster.start_semop(&p, id, &[(0, -1, 0)]);
+    let complex = cluster.start_semop(&q, id, &[(1, -1, 0), (0, -1, 0)]);
+    cluster.send(
+        q.node,
+        ToCoordinator::Cancel {
+            id: complex.id,
+            errno: Errno::EINTR,
+        },
+    );
+    let late = cluster.start_semop(&q, id, &[(0, -1, 0)]);
+    for (waiter, next) in [(simple, Some(late)), (late, None)] {
+        cluster.semop(&p, id, &[(0, 1, 0)]).unwrap();
+        assert!(cluster.outcome(waiter).is_some());
+        assert!(next.is_none_or(|next| cluster.outcome(next).is_none()));
+    }
+}
+
+#[test]
+fn complex_waiters_for_zero_are_tried_again_only_when_a_changed_semaphore_is_zero() {
+    let (mut cluster, [p, q], id) = set_of(2);
+    cluster.semctl(&p, id, SemCommand::SetVal(1, 1)).unwrap();
+    cluster.start_semop(&q, id, &[(0, 0, 0), (1, 0, 0)]);
+    cluster.semop(&p, id, &[(0, 1, 0)]).unwrap();
+    let zcnt = [0, 1].map(|num| cluster.semctl(&p, id, SemCommand::GetZcnt(num)).unwrap());
+    assert_eq!(zcnt, [0, 1], "it still counts for what blocked it first");
+}
+
+#[test]
+fn undo_begins_with_the_set_that_was_used_last() {
+    let (mut cluster, [p, q], first) = set_of(1);
+    let second = cluster.semget(&p, IPC_PRIVATE, 1, 0o600).unwrap();
+    for id in [first, second, first] {
+        cluster.semop(&p, id, &[(0, 1, UNDO)]).unwrap();
+    }
+    let waiters = [second, first].map(|id| cluster.start_semop(&q, id, &[(0, 0, 0)]));
+    cluster.exit(&p);
+    let order: Vec<_> = cluster
+        .mail
+        .iter()
+        .map(|output| output.message.clone())
+        .collect();
+    let answered = |pending: Pending| {
+        order
+            .iter()
+            .position(|m| matches!(m, FromCoordinator::Answer { id, .. } if *id == pending.id))
+            .unwrap()
+    };
+    assert!(answered(waiters[1]) < answered(waiters[0]));
 }
 
 #[test]

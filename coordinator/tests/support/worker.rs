@@ -7,7 +7,7 @@ use std::mem::{MaybeUninit, size_of};
 use std::time::{Duration, Instant};
 
 /// Longest that a worker may take to do what it is known to do.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Bytes that a system call may read and write.
 pub type Buffer = [u8; 256];
