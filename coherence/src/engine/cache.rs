@@ -4,7 +4,7 @@ use migshm_protocol::page::{Access, Contents, PageMessage};
 use migshm_protocol::{Extent, NodeId, Page};
 
 use super::hold::Hold;
-use super::{Action, Body, Context, Engine, Fill, Known, is_node, slot};
+use super::{Action, Body, Context, Engine, Fill, Known, Time, is_node, slot};
 
 /// This node's copy of a page.
 #[derive(Clone, Copy, Debug, Default)]
@@ -290,13 +290,19 @@ impl<D> Engine<D> {
         if !matches!(line.state, State::Shared | State::Owned | State::Exclusive) {
             return false;
         }
-        let Some(until) = line.hold.until(cx.now, &self.config) else {
+        let Some(until) = self.hold_ends(cx, page) else {
             return false;
         };
         self.line_mut(page).wanted = true;
         self.deferred.insert((until, page), take);
         self.counters.hold_deferrals += 1;
         true
+    }
+
+    /// When to look again whether a page may go; `None` if it may.
+    fn hold_ends(&self, cx: &Context<'_, D>, page: Page) -> Option<Time> {
+        let touched = || cx.memory.touched(page);
+        self.line(page).hold.until(cx.now, &self.config, touched)
     }
 
     /// Does what was put off and is due.
@@ -307,6 +313,10 @@ impl<D> Engine<D> {
                 break;
             }
             let take = entry.remove();
+            if let Some(later) = self.hold_ends(cx, page) {
+                self.deferred.insert((later, page), take);
+                continue;
+            }
             self.line_mut(page).wanted = false;
             match take {
                 Take::Give {

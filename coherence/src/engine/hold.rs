@@ -70,15 +70,24 @@ mod tests {
 
     #[test]
     fn a_page_stays_for_the_minimum_even_if_used() {
-        assert_eq!(held().until(CAME, &CONFIG, || true), Some(CAME + CONFIG.hold_min));
+        assert_eq!(
+            held().until(CAME, &CONFIG, || true),
+            Some(CAME + CONFIG.hold_min)
+        );
         assert_eq!(held().until(CAME + CONFIG.hold_min, &CONFIG, || true), None);
     }
 
     #[test]
     fn an_unused_page_stays_until_the_maximum() {
         let due = CAME + CONFIG.hold_min;
-        assert_eq!(held().until(due, &CONFIG, || false), Some(due + CONFIG.hold_min));
-        assert_eq!(held().until(CAME + CONFIG.hold_max, &CONFIG, || false), None);
+        assert_eq!(
+            held().until(due, &CONFIG, || false),
+            Some(due + CONFIG.hold_min)
+        );
+        assert_eq!(
+            held().until(CAME + CONFIG.hold_max, &CONFIG, || false),
+            None
+        );
     }
 
     #[test]
@@ -88,7 +97,10 @@ mod tests {
 
     #[test]
     fn no_window_holds_nothing() {
-        let config = Config { hold_min: 0, hold_max: 0 };
+        let config = Config {
+            hold_min: 0,
+            hold_max: 0,
+        };
         assert_eq!(held().until(CAME, &config, || false), None);
     }
 }

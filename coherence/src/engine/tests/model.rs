@@ -300,7 +300,7 @@ impl Hash for State {
                 let contents = frame.contents.map(|version| fresh(page, version));
                 (frame.access, contents, frame.waiting).hash(h);
                 let line = engine.line(page);
-                let held = line.hold.until(NOW, &engine.config).is_some();
+                let held = line.hold.until(NOW, &engine.config, || true).is_some();
                 (
                     line.state,
                     line.wanted,
