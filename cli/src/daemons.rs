@@ -1,0 +1,105 @@
+//! `migshm coordinator` and `migshm node`.
+
+use std::fs::File;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::fd::FromRawFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use migshm_coordinator::{Core, server};
+use migshm_transport::{Endpoint, Identity, Peer};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::{self, Size};
+
+/// Where a coordinator listens, unless told otherwise.
+pub const COORDINATOR_PORT: u16 = 7411;
+
+/// Run the cluster's coordinator: names, semaphores, membership.
+#[derive(Debug, clap::Args)]
+pub struct CoordinatorArgs {
+    /// UDP address for nodes.
+    #[arg(long, value_name = "ADDR:PORT", env = "MIGSHM_COORDINATOR_LISTEN", default_value_t = SocketAddr::from(([0, 0, 0, 0], COORDINATOR_PORT)))]
+    listen: SocketAddr,
+    /// Directory with ca.pem, coordinator.pem and coordinator.key.
+    #[arg(long, value_name = "DIR", env = "MIGSHM_PKI", default_value = crate::pki::DEFAULT_DIRECTORY)]
+    pki: PathBuf,
+    /// Inherited pipe on which to tell that the coordinator serves ('+'), or why it cannot.
+    #[arg(long, value_name = "FD", hide = true)]
+    ready_fd: Option<i32>,
+}
+
+/// Run this machine's node daemon.
+#[derive(Debug, clap::Args)]
+pub struct NodeArgs {
+    /// The cluster's coordinator [default: none, serve this machine alone].
+    #[arg(long, value_name = "ADDR:PORT", env = "MIGSHM_COORDINATOR")]
+    coordinator: Option<String>,
+    /// Where the socket for local programs is [default: /run/migshm for root, $XDG_RUNTIME_DIR/migshm or /tmp/migshm-UID for others].
+    #[arg(long, value_name = "DIR", env = "MIGSHM_RUNTIME_DIR")]
+    runtime_dir: Option<PathBuf>,
+    /// The node's name, as in its certificate [default: the host name's first label].
+    #[arg(long, value_name = "NAME", env = "MIGSHM_NAME")]
+    name: Option<String>,
+    /// UDP address for other nodes; port 0 picks a free one.
+    #[arg(long, value_name = "ADDR:PORT", env = "MIGSHM_LISTEN", default_value = "0.0.0.0:0")]
+    listen: SocketAddr,
+    /// Memory for the cluster's segments, in bytes or with K, M, G, T; 0 for the machine's size.
+    #[arg(long, value_name = "SIZE", env = "MIGSHM_MEMORY", default_value = "0")]
+    memory: Size,
+    /// Directory with ca.pem, NAME.pem and NAME.key; needed with a coordinator [default: /etc/migshm/pki].
+    #[arg(long, value_name = "DIR", env = "MIGSHM_PKI")]
+    pki: Option<PathBuf>,
+    /// End when no program uses the daemon and nothing is left to keep.
+    #[arg(long)]
+    autostart: bool,
+    /// Inherited pipe on which to tell that the daemon serves ('+'), or why it cannot.
+    #[arg(long, value_name = "FD", hide = true)]
+    ready_fd: Option<i32>,
+}
+
+/// Serves nodes until SIGINT or SIGTERM.
+pub fn coordinator(args: CoordinatorArgs) -> anyhow::Result<ExitCode> {
+    // SAFETY: the command line says that this descriptor was passed for this use.
+    let mut ready = args.ready_fd.map(|fd| unsafe { File::from_raw_fd(fd) });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        let identity = Identity::load(&args.pki, &Peer::Coordinator)?;
+        let endpoint = Endpoint::bind(args.listen, &identity)?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        tracing::info!(address = %endpoint.local_address()?, pki = %args.pki.display(), "serving");
+        if let Some(mut pipe) = ready.take() {
+            pipe.write_all(b"+").context("cannot tell that the coordinator serves")?;
+        }
+        tokio::select! {
+            () = server::serve(endpoint.clone(), Core::new()) => {}
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        endpoint.close("the coordinator stops").await;
+        anyhow::Ok(())
+    });
+    if let (Err(error), Some(mut pipe)) = (&result, ready) {
+        // Whoever waited may be gone.
+        let _ = write!(pipe, "{error:#}");
+    }
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+/// Serves local programs until SIGINT or SIGTERM.
+pub fn node(args: NodeArgs) -> anyhow::Result<ExitCode> {
+    migshm_node::run(migshm_node::Config {
+        pki: args.pki.or_else(|| args.coordinator.is_some().then(|| crate::pki::DEFAULT_DIRECTORY.into())),
+        coordinator: args.coordinator,
+        runtime_dir: args.runtime_dir.unwrap_or_else(config::own_runtime_dir),
+        name: args.name.unwrap_or_else(config::node_name),
+        listen: args.listen,
+        memory: args.memory.0,
+        autostart: args.autostart,
+        ready_fd: args.ready_fd,
+    })?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,83 @@
+//! The `migshm` command.
+//!
+//! | module | subcommands |
+//! |---|---|
+//! | [`daemons`] | `coordinator`, `node` |
+//! | [`pki`] | `pki` |
+//! | [`run`], [`elf`] | `run` |
+//! | [`lab`], [`labctl`], [`netns`] | `lab`, `labctl` |
+//! | [`tools`] | `status`, `ipcs`, `ipcrm` |
+//!
+//! Every option comes from, in this order: the command line, the environment (`MIGSHM_*`), the
+//! configuration file ([`config`]), its default.
+
+mod config;
+mod daemons;
+mod elf;
+mod lab;
+mod labctl;
+mod netns;
+mod pki;
+mod processes;
+mod run;
+mod tools;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// System V shared memory and semaphores for a whole cluster.
+#[derive(Debug, Parser)]
+#[command(name = "migshm", version, flatten_help = true)]
+struct Cli {
+    /// Configuration file; its values are the defaults of the options below.
+    #[arg(long, value_name = "FILE", env = config::VARIABLE, default_value = config::DEFAULT_PATH)]
+    config: std::path::PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Coordinator(daemons::CoordinatorArgs),
+    Node(daemons::NodeArgs),
+    Run(run::Args),
+    Lab(lab::Args),
+    Labctl(labctl::Args),
+    Status(tools::StatusArgs),
+    Ipcs(tools::IpcsArgs),
+    Ipcrm(tools::IpcrmArgs),
+    Pki(pki::Args),
+    #[command(hide = true)]
+    ReapLab(lab::ReapArgs),
+}
+
+fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_env("MIGSHM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match execute() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("migshm: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute() -> anyhow::Result<ExitCode> {
+    let command = config::apply(Cli::command(), std::env::args_os())?;
+    let cli = Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
+    match cli.command {
+        Command::Coordinator(args) => daemons::coordinator(args),
+        Command::Node(args) => daemons::node(args),
+        Command::Run(args) => run::run(args),
+        Command::Lab(args) => lab::run(args),
+        Command::Labctl(args) => labctl::run(args),
+        Command::Status(args) => tools::status(args),
+        Command::Ipcs(args) => tools::ipcs(args),
+        Command::Ipcrm(args) => tools::ipcrm(args),
+        Command::Pki(args) => pki::run(args),
+        Command::ReapLab(args) => lab::reap(args),
+    }
+}
