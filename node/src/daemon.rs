@@ -193,13 +193,7 @@ impl Node {
                 budget,
                 device,
                 memory,
-                engine: Engine::new(
-                    id,
-                    CoherenceConfig {
-                        hold_max: 50_000,
-                        ..CoherenceConfig::default()
-                    },
-                ),
+                engine: Engine::new(id, CoherenceConfig::default()),
                 coordinator,
                 inbox: VecDeque::new(),
                 outputs: Vec::new(),

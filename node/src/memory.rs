@@ -90,6 +90,8 @@ struct Segment {
     pages: u32,
     /// The daemon's own mapping; there while the segment is tracked.
     own: Option<OwnMapping>,
+    /// Of a tracked segment: the pages that may only be read here.
+    protected: Bits,
     mappings: Vec<Mapping>,
 }
 
@@ -129,6 +131,41 @@ struct Space {
 struct OwnMapping {
     address: u64,
     length: usize,
+}
+
+/// A set of page indexes, as large as its largest.
+#[derive(Default)]
+struct Bits(Vec<u64>);
+
+impl Bits {
+    fn set(&mut self, index: u32, on: bool) {
+        let (word, bit) = (index as usize / 64, 1 << (index % 64));
+        if on {
+            if self.0.len() <= word {
+                self.0.resize(word + 1, 0);
+            }
+            self.0[word] |= bit;
+        } else if let Some(word) = self.0.get_mut(word) {
+            *word &= !bit;
+        }
+    }
+
+    /// Runs of neighbours: first index and length.
+    fn runs(&self) -> Vec<(u32, u32)> {
+        let mut runs: Vec<(u32, u32)> = Vec::new();
+        for (word, bits) in (0u32..).zip(&self.0) {
+            for index in (0..64)
+                .filter(|bit| bits & (1 << bit) != 0)
+                .map(|bit| word * 64 + bit)
+            {
+                match runs.last_mut() {
+                    Some((first, count)) if *first + *count == index => *count += 1,
+                    _ => runs.push((index, 1)),
+                }
+            }
+        }
+        runs
+    }
 }
 
 impl Drop for OwnMapping {
@@ -196,6 +233,7 @@ impl Memory {
                 memfd,
                 pages,
                 own: None,
+                protected: Bits::default(),
                 mappings: Vec::new(),
             },
         );
@@ -437,10 +475,16 @@ impl Memory {
         }
         let covered = self.carve(space, address, mapping.end());
         let ended = self.ended(space, covered);
+        self.link(mapping, segment);
         if tracked {
             self.register(&mapping)?;
+            for (first, count) in self.segments[&segment].protected.runs() {
+                let start = address + u64::from(first) * PAGE;
+                self.in_space(space, |uffd| {
+                    uffd.protect(start, u64::from(count) * PAGE, true)
+                });
+            }
         }
-        self.link(mapping, segment);
         Ok(ended)
     }
 
@@ -676,8 +720,9 @@ impl Memory {
     /// Puts a page in (zeros without `contents`), with the given access for every process, and
     /// wakes who waits for it.
     pub fn install(&mut self, page: Page, access: Access, contents: Option<&[u8]>) {
-        if access == Access::Read {
-            self.protect(page);
+        match access {
+            Access::Read => self.protect(page),
+            Access::Write => self.note_protection(page, false),
         }
         self.put(page, contents);
         self.wake_waiters(page);
@@ -718,8 +763,9 @@ impl Memory {
             Access::Read => self.protect(page),
             // Other mappings' protection is lifted when they fault.
             Access::Write => {
+                self.note_protection(page, false);
                 for (space, address) in self.waiting.get(&page).cloned().unwrap_or_default() {
-                    self.in_space(space, |uffd| uffd.protect(address, false));
+                    self.in_space(space, |uffd| uffd.protect(address, PAGE, false));
                 }
             }
         }
@@ -736,7 +782,7 @@ impl Memory {
             self.put(page, None);
         }
         if access == Access::Write {
-            self.in_space(space, |uffd| uffd.protect(address, false));
+            self.in_space(space, |uffd| uffd.protect(address, PAGE, false));
         }
         self.wake(&[(space, address)]);
     }
@@ -758,6 +804,7 @@ impl Memory {
 
     /// Keeps every process from writing a page, mapped there yet or not.
     pub fn protect(&mut self, page: Page) {
+        self.note_protection(page, true);
         // Forks found on the way append to the list: see the module's comment.
         let mut index = 0;
         while let Some(mapping) = self
@@ -768,13 +815,20 @@ impl Memory {
         {
             index += 1;
             if let Some(address) = mapping.address_of(page.index) {
-                self.in_space(mapping.space, |uffd| uffd.protect(address, true));
+                self.in_space(mapping.space, |uffd| uffd.protect(address, PAGE, true));
             }
+        }
+    }
+
+    fn note_protection(&mut self, page: Page, on: bool) {
+        if let Some(segment) = self.segments.get_mut(&page.segment) {
+            segment.protected.set(page.index, on);
         }
     }
 
     /// Takes a page from every process and frees it.
     pub fn drop_page(&mut self, page: Page) {
+        self.note_protection(page, false);
         let Some(segment) = self.segments.get(&page.segment) else {
             return;
         };

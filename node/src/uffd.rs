@@ -285,19 +285,14 @@ impl Uffd {
         ))
     }
 
-    /// Write-protects the page at `address`, present or not; or lifts that and wakes who waits.
+    /// Write-protects a range, present or not; or lifts that and wakes who waits.
     ///
     /// # Errors
     /// What [`Done`] does not cover.
-    pub fn protect(&self, address: u64, on: bool) -> io::Result<Done> {
+    pub fn protect(&self, start: u64, len: u64, on: bool) -> io::Result<Done> {
         let mode = if on { WRITEPROTECT_WP } else { 0 };
-        done(self.ioctl(
-            IOC_WRITEPROTECT,
-            &mut WriteProtect {
-                range: page_at(address),
-                mode,
-            },
-        ))
+        let range = Range { start, len };
+        done(self.ioctl(IOC_WRITEPROTECT, &mut WriteProtect { range, mode }))
     }
 
     /// Wakes every thread that waits in a range.
@@ -309,7 +304,10 @@ impl Uffd {
     /// Whether the address space still exists, asked with the address of its anchor.
     #[must_use]
     pub fn alive(&self, anchor: u64) -> bool {
-        !matches!(self.protect(anchor, false), Ok(Done::Dead))
+        !matches!(
+            self.protect(anchor, PAGE_SIZE as u64, false),
+            Ok(Done::Dead)
+        )
     }
 
     /// Reads the events that are there, up to `max`, without blocking.
