@@ -28,7 +28,17 @@ pub const DEFAULT_PATH: &str = "/etc/migshm/migshm.toml";
 /// What may be set for each subcommand.
 const OPTIONS: [(&str, &[&str]); 5] = [
     ("coordinator", &["listen", "pki"]),
-    ("node", &["coordinator", "runtime-dir", "name", "listen", "memory", "pki"]),
+    (
+        "node",
+        &[
+            "coordinator",
+            "runtime-dir",
+            "name",
+            "listen",
+            "memory",
+            "pki",
+        ],
+    ),
     ("status", &["runtime-dir"]),
     ("ipcs", &["runtime-dir"]),
     ("ipcrm", &["runtime-dir"]),
@@ -41,11 +51,15 @@ const COMMON: [&str; 2] = ["pki", "runtime-dir"];
 /// # Errors
 /// A named file that cannot be read; any file with something in it that is not an option.
 pub fn apply(command: Command, args: impl Iterator<Item = OsString>) -> anyhow::Result<Command> {
-    let named = named_path(args).or_else(|| std::env::var_os(VARIABLE)).map(PathBuf::from);
+    let named = named_path(args)
+        .or_else(|| std::env::var_os(VARIABLE))
+        .map(PathBuf::from);
     let path = named.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
-        Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => return Ok(command),
+        Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => {
+            return Ok(command);
+        }
         Err(error) => {
             return Err(error).with_context(|| format!("configuration file {}", path.display()));
         }
@@ -74,7 +88,10 @@ fn defaults(mut command: Command, text: &str) -> anyhow::Result<Command> {
             (Value::Table(table), Some((subcommand, options))) => {
                 for (key, value) in table {
                     if !options.contains(&key.as_str()) {
-                        bail!("[{subcommand}] has no option {key}; it has {}", options.join(", "));
+                        bail!(
+                            "[{subcommand}] has no option {key}; it has {}",
+                            options.join(", ")
+                        );
                     }
                     let value = scalar(key, value)?;
                     command = with_default(command, subcommand, key, value);
@@ -83,13 +100,19 @@ fn defaults(mut command: Command, text: &str) -> anyhow::Result<Command> {
             (value, _) if COMMON.contains(&key.as_str()) => {
                 let value = scalar(key, value)?;
                 for (subcommand, options) in OPTIONS {
-                    let overridden = file.get(subcommand).and_then(|table| table.get(key)).is_some();
+                    let overridden = file
+                        .get(subcommand)
+                        .and_then(|table| table.get(key))
+                        .is_some();
                     if options.contains(&key.as_str()) && !overridden {
                         command = with_default(command, subcommand, key, value.clone());
                     }
                 }
             }
-            _ => bail!("there is no {key}; use {} or a table of a subcommand", COMMON.join(", ")),
+            _ => bail!(
+                "there is no {key}; use {} or a table of a subcommand",
+                COMMON.join(", ")
+            ),
         }
     }
     Ok(command)
@@ -127,7 +150,10 @@ impl FromStr for Size {
             unit => return Err(format!("unknown unit {unit:?}; use K, M, G or T")),
         };
         let number: u64 = digits.parse().map_err(|_| "not a number".to_owned())?;
-        number.checked_mul(1 << shift).map(Size).ok_or_else(|| "too large".to_owned())
+        number
+            .checked_mul(1 << shift)
+            .map(Size)
+            .ok_or_else(|| "too large".to_owned())
     }
 }
 
@@ -138,10 +164,20 @@ pub fn node_name() -> String {
         .trim()
         .chars()
         .take_while(|&c| c != '.')
-        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
+        .map(|c| {
+            if c.is_ascii_alphanumeric() {
+                c.to_ascii_lowercase()
+            } else {
+                '-'
+            }
+        })
         .collect();
     let label = label.trim_matches('-');
-    if label.is_empty() { "node".to_owned() } else { label.to_owned() }
+    if label.is_empty() {
+        "node".to_owned()
+    } else {
+        label.to_owned()
+    }
 }
 
 /// Where a daemon of this user keeps its socket.
@@ -180,21 +216,34 @@ mod tests {
         let coordinator = Command::new("coordinator").arg(Arg::new("pki").long("pki"));
         let tools = ["status", "ipcs", "ipcrm"]
             .map(|name| Command::new(name).arg(Arg::new("runtime_dir").long("runtime_dir")));
-        Command::new("migshm").subcommands([node, coordinator]).subcommands(tools)
+        Command::new("migshm")
+            .subcommands([node, coordinator])
+            .subcommands(tools)
     }
 
     fn value(file: &str, args: &[&str], option: &str) -> Option<String> {
         let matches = defaults(command(), file).unwrap().get_matches_from(args);
-        matches.subcommand().unwrap().1.get_one::<String>(option).cloned()
+        matches
+            .subcommand()
+            .unwrap()
+            .1
+            .get_one::<String>(option)
+            .cloned()
     }
 
     #[test]
     fn the_file_changes_defaults_and_the_command_line_overrides_them() {
         let file = "pki = '/all'\n[node]\nmemory = 17\npki = '/node'";
         assert_eq!(value(file, &["migshm", "node"], "memory").unwrap(), "17");
-        assert_eq!(value(file, &["migshm", "node", "--memory", "9"], "memory").unwrap(), "9");
+        assert_eq!(
+            value(file, &["migshm", "node", "--memory", "9"], "memory").unwrap(),
+            "9"
+        );
         assert_eq!(value(file, &["migshm", "node"], "pki").unwrap(), "/node");
-        assert_eq!(value(file, &["migshm", "coordinator"], "pki").unwrap(), "/all");
+        assert_eq!(
+            value(file, &["migshm", "coordinator"], "pki").unwrap(),
+            "/all"
+        );
         assert_eq!(value("", &["migshm", "node"], "pki"), None);
     }
 
@@ -203,7 +252,10 @@ mod tests {
         for (file, complaint) in [
             ("colour = 'red'", "there is no colour"),
             ("[node]\nlistne = 'x'", "[node] has no option listne"),
-            ("[node]\nmemory = [1]", "memory must be a string or a number"),
+            (
+                "[node]\nmemory = [1]",
+                "memory must be a string or a number",
+            ),
             ("[lab]\nnodes = 1", "there is no lab"),
         ] {
             let error = defaults(command(), file).unwrap_err().to_string();
@@ -213,8 +265,13 @@ mod tests {
 
     #[test]
     fn the_programs_own_arguments_name_no_configuration() {
-        let args = |list: &[&str]| named_path(list.iter().map(Into::into)).map(|p| p.into_string().unwrap());
-        assert_eq!(args(&["migshm", "--config", "a", "run", "--", "x"]).unwrap(), "a");
+        let args = |list: &[&str]| {
+            named_path(list.iter().map(Into::into)).map(|p| p.into_string().unwrap())
+        };
+        assert_eq!(
+            args(&["migshm", "--config", "a", "run", "--", "x"]).unwrap(),
+            "a"
+        );
         assert_eq!(args(&["migshm", "--config=b", "node"]).unwrap(), "b");
         assert_eq!(args(&["migshm", "run", "--", "x", "--config", "c"]), None);
     }

@@ -44,7 +44,12 @@ pub struct NodeArgs {
     #[arg(long, value_name = "NAME", env = "MIGSHM_NAME")]
     name: Option<String>,
     /// UDP address for other nodes; port 0 picks a free one.
-    #[arg(long, value_name = "ADDR:PORT", env = "MIGSHM_LISTEN", default_value = "0.0.0.0:0")]
+    #[arg(
+        long,
+        value_name = "ADDR:PORT",
+        env = "MIGSHM_LISTEN",
+        default_value = "0.0.0.0:0"
+    )]
     listen: SocketAddr,
     /// Memory for the cluster's segments, in bytes or with K, M, G, T; 0 for the machine's size.
     #[arg(long, value_name = "SIZE", env = "MIGSHM_MEMORY", default_value = "0")]
@@ -64,7 +69,9 @@ pub struct NodeArgs {
 pub fn coordinator(args: CoordinatorArgs) -> anyhow::Result<ExitCode> {
     // SAFETY: the command line says that this descriptor was passed for this use.
     let mut ready = args.ready_fd.map(|fd| unsafe { File::from_raw_fd(fd) });
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let result = runtime.block_on(async {
         let identity = Identity::load(&args.pki, &Peer::Coordinator)?;
         let endpoint = Endpoint::bind(args.listen, &identity)?;
@@ -72,7 +79,8 @@ pub fn coordinator(args: CoordinatorArgs) -> anyhow::Result<ExitCode> {
         let mut terminate = signal(SignalKind::terminate())?;
         tracing::info!(address = %endpoint.local_address()?, pki = %args.pki.display(), "serving");
         if let Some(mut pipe) = ready.take() {
-            pipe.write_all(b"+").context("cannot tell that the coordinator serves")?;
+            pipe.write_all(b"+")
+                .context("cannot tell that the coordinator serves")?;
         }
         tokio::select! {
             () = server::serve(endpoint.clone(), Core::new()) => {}
@@ -92,7 +100,11 @@ pub fn coordinator(args: CoordinatorArgs) -> anyhow::Result<ExitCode> {
 /// Serves local programs until SIGINT or SIGTERM.
 pub fn node(args: NodeArgs) -> anyhow::Result<ExitCode> {
     migshm_node::run(migshm_node::Config {
-        pki: args.pki.or_else(|| args.coordinator.is_some().then(|| crate::pki::DEFAULT_DIRECTORY.into())),
+        pki: args.pki.or_else(|| {
+            args.coordinator
+                .is_some()
+                .then(|| crate::pki::DEFAULT_DIRECTORY.into())
+        }),
         coordinator: args.coordinator,
         runtime_dir: args.runtime_dir.unwrap_or_else(config::own_runtime_dir),
         name: args.name.unwrap_or_else(config::node_name),

@@ -95,7 +95,10 @@ pub fn check(program: &OsStr, path: Option<&OsStr>) -> Result<PathBuf, Obstacle>
             Ok(None) => return Ok(found),
             Ok(Some(interpreter)) if interpreter.exists() => file = interpreter,
             Ok(Some(interpreter)) => {
-                return Err(Obstacle::Unusable(file, Reason::InterpreterMissing(interpreter)));
+                return Err(Obstacle::Unusable(
+                    file,
+                    Reason::InterpreterMissing(interpreter),
+                ));
             }
             Err(reason) => return Err(Obstacle::Unusable(file, reason)),
         }
@@ -106,7 +109,8 @@ pub fn check(program: &OsStr, path: Option<&OsStr>) -> Result<PathBuf, Obstacle>
 /// As `execvp(3)` does.
 fn find(program: &OsStr, path: Option<&OsStr>) -> Result<PathBuf, Obstacle> {
     let is_executable = |path: &Path| {
-        path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+        path.metadata()
+            .is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
     };
     let mut candidates: Vec<PathBuf> = Vec::new();
     if program.as_bytes().contains(&b'/') {
@@ -130,21 +134,32 @@ fn inspect(path: &Path) -> Result<Option<PathBuf>, Reason> {
     let mut file = File::open(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
     let mut start = Vec::with_capacity(SCRIPT_LINE);
-    file.by_ref().take(SCRIPT_LINE as u64).read_to_end(&mut start).map_err(unreadable)?;
+    file.by_ref()
+        .take(SCRIPT_LINE as u64)
+        .read_to_end(&mut start)
+        .map_err(unreadable)?;
     if let Some(line) = start.strip_prefix(b"#!") {
         return interpreter(line).map(Some).ok_or(Reason::NoFormat);
     }
     is_secure(path, &metadata)?;
     let header = Header::parse(&start)?;
-    let loader = loader(&file, &header).map_err(unreadable)?.ok_or(Reason::Static)?;
+    let loader = loader(&file, &header)
+        .map_err(unreadable)?
+        .ok_or(Reason::Static)?;
     let name = loader.file_name().unwrap_or_default().as_bytes();
-    if name.starts_with(b"ld-linux") { Ok(None) } else { Err(Reason::OtherLibc(loader)) }
+    if name.starts_with(b"ld-linux") {
+        Ok(None)
+    } else {
+        Err(Reason::OtherLibc(loader))
+    }
 }
 
 /// The interpreter in a script's first line.
 fn interpreter(line: &[u8]) -> Option<PathBuf> {
     let line = line.split(|&b| b == b'\n').next()?;
-    let word = line.split(|b| b.is_ascii_whitespace()).find(|word| !word.is_empty())?;
+    let word = line
+        .split(|b| b.is_ascii_whitespace())
+        .find(|word| !word.is_empty())?;
     Some(PathBuf::from(OsStr::from_bytes(word)))
 }
 
@@ -168,10 +183,17 @@ fn is_secure(path: &Path, metadata: &Metadata) -> Result<(), Reason> {
 }
 
 fn has_capabilities(path: &Path) -> bool {
-    let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else { return false };
+    let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else {
+        return false;
+    };
     // SAFETY: both strings end with NUL; with size 0 nothing is written.
     let size = unsafe {
-        libc::getxattr(path.as_ptr(), c"security.capability".as_ptr(), std::ptr::null_mut(), 0)
+        libc::getxattr(
+            path.as_ptr(),
+            c"security.capability".as_ptr(),
+            std::ptr::null_mut(),
+            0,
+        )
     };
     size > 0
 }
@@ -204,7 +226,11 @@ impl Header {
             return Err(Reason::NoFormat);
         }
         let table = u64::from_le_bytes(bytes[32..40].try_into().expect("eight bytes"));
-        Ok(Header { table, entry_size: half(54), entries: half(56).min(MAX_PROGRAM_HEADERS) })
+        Ok(Header {
+            table,
+            entry_size: half(54),
+            entries: half(56).min(MAX_PROGRAM_HEADERS),
+        })
     }
 }
 
@@ -212,8 +238,12 @@ impl Header {
 fn loader(file: &File, header: &Header) -> io::Result<Option<PathBuf>> {
     for index in 0..u64::from(header.entries) {
         let mut entry = [0; 56];
-        file.read_exact_at(&mut entry, header.table + index * u64::from(header.entry_size))?;
-        let word = |at: usize| u64::from_le_bytes(entry[at..at + 8].try_into().expect("eight bytes"));
+        file.read_exact_at(
+            &mut entry,
+            header.table + index * u64::from(header.entry_size),
+        )?;
+        let word =
+            |at: usize| u64::from_le_bytes(entry[at..at + 8].try_into().expect("eight bytes"));
         if u32::from_le_bytes(entry[..4].try_into().expect("four bytes")) == PT_INTERP {
             let mut name = vec![0; usize::try_from(word(32)).unwrap_or(0).min(SCRIPT_LINE)];
             file.read_exact_at(&mut name, word(8))?;
@@ -266,7 +296,13 @@ mod tests {
 
     #[test]
     fn a_dynamic_glibc_program_of_this_architecture_is_accepted() {
-        assert_eq!(verdict(&elf(2, EM_X86_64, Some("/lib64/ld-linux-x86-64.so.2")), 0o755), Ok(()));
+        assert_eq!(
+            verdict(
+                &elf(2, EM_X86_64, Some("/lib64/ld-linux-x86-64.so.2")),
+                0o755
+            ),
+            Ok(())
+        );
         let shell = check(OsStr::new("sh"), Some(OsStr::new("/nowhere:/bin"))).unwrap();
         assert_eq!(shell, Path::new("/bin/sh"));
     }
@@ -274,11 +310,23 @@ mod tests {
     #[test]
     fn what_cannot_be_preloaded_is_refused_with_the_reason() {
         let glibc = Some("/lib64/ld-linux-x86-64.so.2");
-        assert_eq!(verdict(&elf(2, EM_X86_64, None), 0o755), Err(Reason::Static));
-        assert_eq!(verdict(&elf(1, EM_386, glibc), 0o755), Err(Reason::OtherClass));
-        assert_eq!(verdict(&elf(2, EM_AARCH64, glibc), 0o755), Err(Reason::OtherMachine(EM_AARCH64)));
+        assert_eq!(
+            verdict(&elf(2, EM_X86_64, None), 0o755),
+            Err(Reason::Static)
+        );
+        assert_eq!(
+            verdict(&elf(1, EM_386, glibc), 0o755),
+            Err(Reason::OtherClass)
+        );
+        assert_eq!(
+            verdict(&elf(2, EM_AARCH64, glibc), 0o755),
+            Err(Reason::OtherMachine(EM_AARCH64))
+        );
         let musl = "/lib/ld-musl-x86_64.so.1";
-        assert_eq!(verdict(&elf(2, EM_X86_64, Some(musl)), 0o755), Err(Reason::OtherLibc(musl.into())));
+        assert_eq!(
+            verdict(&elf(2, EM_X86_64, Some(musl)), 0o755),
+            Err(Reason::OtherLibc(musl.into()))
+        );
         assert_eq!(verdict(b"plain text", 0o755), Err(Reason::NoFormat));
         assert_eq!(verdict(b"", 0o755), Err(Reason::NoFormat));
         assert_eq!(verdict(b"#!/bin/sh\n", 0o644), Err(Reason::NotExecutable));
@@ -302,7 +350,10 @@ mod tests {
         fs::write(&path, &glibc).unwrap();
         if std::os::unix::fs::chown(&path, Some(12345), None).is_ok() {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o4755)).unwrap();
-            assert_eq!(check(path.as_os_str(), None), Err(Obstacle::Unusable(path, Reason::SetId)));
+            assert_eq!(
+                check(path.as_os_str(), None),
+                Err(Obstacle::Unusable(path, Reason::SetId))
+            );
         }
     }
 
@@ -319,6 +370,9 @@ mod tests {
     #[test]
     fn an_unknown_program_is_not_found() {
         let name = OsStr::new("no-such-program");
-        assert_eq!(check(name, Some(OsStr::new("/bin"))), Err(Obstacle::NotFound(name.to_owned())));
+        assert_eq!(
+            check(name, Some(OsStr::new("/bin"))),
+            Err(Obstacle::NotFound(name.to_owned()))
+        );
     }
 }

@@ -69,7 +69,12 @@ pub struct Args {
     #[arg(long)]
     keep: bool,
     /// The command and its arguments.
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND"
+    )]
     command: Vec<OsString>,
 }
 
@@ -86,9 +91,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let program = std::env::current_exe().context("cannot tell where this program is")?;
     let directory = PathBuf::from(format!("/tmp/migshm-lab-{}", std::process::id()));
     // Programs of other users must find their node's socket.
-    fs::DirBuilder::new().mode(0o755).create(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    fs::DirBuilder::new()
+        .mode(0o755)
+        .create(&directory)
+        .with_context(|| format!("cannot make {}", directory.display()))?;
     let reaper = Reaper::start(&program, &directory, args.keep)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let result = LocalSet::new().block_on(&runtime, cluster(&args, &program, &directory));
     drop(runtime);
     reaper.finish();
@@ -125,10 +135,18 @@ struct Reaper(Child);
 impl Reaper {
     fn start(program: &Path, directory: &Path, keep: bool) -> anyhow::Result<Reaper> {
         let mut command = std::process::Command::new(program);
-        command.arg("reap-lab").arg(directory).args(keep.then_some("--keep"));
+        command
+            .arg("reap-lab")
+            .arg(directory)
+            .args(keep.then_some("--keep"));
         // A terminal's signals are not for it.
-        command.stdin(Stdio::piped()).process_group(0).env_remove(VARIABLE);
-        Ok(Reaper(command.spawn().context("cannot start the lab's reaper")?))
+        command
+            .stdin(Stdio::piped())
+            .process_group(0)
+            .env_remove(VARIABLE);
+        Ok(Reaper(
+            command.spawn().context("cannot start the lab's reaper")?,
+        ))
     }
 
     fn finish(mut self) {
@@ -136,6 +154,9 @@ impl Reaper {
         if let Err(error) = self.0.wait() {
             eprintln!("migshm: the lab may not be torn down: {error}");
         }
+        // The daemons, which have been killed.
+        // SAFETY: waits for children of this process, which has no other use for them.
+        while unsafe { libc::waitpid(-1, std::ptr::null_mut(), 0) } > 0 {}
     }
 }
 
@@ -151,10 +172,16 @@ async fn cluster(args: &Args, program: &Path, directory: &Path) -> anyhow::Resul
 }
 
 /// Runs the lab's command to its end, or until this process is told to end.
-async fn command(command: &[OsString], program: &Path, directory: &Path) -> anyhow::Result<ExitCode> {
+async fn command(
+    command: &[OsString],
+    program: &Path,
+    directory: &Path,
+) -> anyhow::Result<ExitCode> {
     let (name, arguments) = command.split_first().expect("clap requires a command");
     let mut search = vec![program.parent().unwrap_or(Path::new("/")).to_owned()];
-    search.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+    search.extend(std::env::split_paths(
+        &std::env::var_os("PATH").unwrap_or_default(),
+    ));
     let mut command = Command::new(name);
     command
         .args(arguments)
@@ -172,7 +199,11 @@ async fn command(command: &[OsString], program: &Path, directory: &Path) -> anyh
         Ok(child) => child,
         Err(error) => {
             eprintln!("migshm: {}: {error}", name.display());
-            let code = if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
+            let code = if error.kind() == io::ErrorKind::NotFound {
+                127
+            } else {
+                126
+            };
             return Ok(ExitCode::from(code));
         }
     };
@@ -196,7 +227,9 @@ async fn command(command: &[OsString], program: &Path, directory: &Path) -> anyh
 
 /// As a shell reports it.
 fn exit_code(status: ExitStatus) -> ExitCode {
-    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    let code = status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
     ExitCode::from(code as u8)
 }
 
@@ -235,7 +268,10 @@ impl Lab {
         for name in &names[1..] {
             pki::issue(&certificates, &Peer::node(name)?, pki::DEFAULT_VALIDITY)?;
         }
-        let network = args.netns.then(|| Network::create(directory, &names)).transpose()?;
+        let network = args
+            .netns
+            .then(|| Network::create(directory, &names))
+            .transpose()?;
         let coordinator = match network {
             Some(_) => SocketAddr::from((netns::address(0), COORDINATOR_PORT)),
             None => free_address()?,
@@ -243,21 +279,46 @@ impl Lab {
         let hosts = names.into_iter().enumerate().map(|(index, name)| {
             let mut arguments: Vec<OsString> = ["--config", "/dev/null"].map(Into::into).into();
             if index == 0 {
-                arguments.extend(["coordinator", "--listen", &coordinator.to_string()].map(Into::into));
+                arguments
+                    .extend(["coordinator", "--listen", &coordinator.to_string()].map(Into::into));
             } else {
-                let ip = if args.netns { netns::address(index) } else { Ipv4Addr::LOCALHOST };
+                let ip = if args.netns {
+                    netns::address(index)
+                } else {
+                    Ipv4Addr::LOCALHOST
+                };
                 let listen = format!("{ip}:0");
                 let coordinator = coordinator.to_string();
                 let memory = args.memory.0.to_string();
-                let options = ["--coordinator", &coordinator, "--name", &name, "--listen", &listen, "--memory", &memory];
+                let options = [
+                    "--coordinator",
+                    &coordinator,
+                    "--name",
+                    &name,
+                    "--listen",
+                    &listen,
+                    "--memory",
+                    &memory,
+                ];
                 arguments.push("node".into());
                 arguments.extend(options.map(Into::into));
                 arguments.extend(["--runtime-dir".into(), directory.join(&name).into()]);
             }
             arguments.extend(["--pki".into(), certificates.clone().into()]);
-            Host { name, arguments, daemon: Rc::default(), ended: Rc::default(), cut: RefCell::new(false) }
+            Host {
+                name,
+                arguments,
+                daemon: Rc::default(),
+                ended: Rc::default(),
+                cut: RefCell::new(false),
+            }
         });
-        Ok(Lab { program: program.to_owned(), directory: directory.to_owned(), hosts: hosts.collect(), network })
+        Ok(Lab {
+            program: program.to_owned(),
+            directory: directory.to_owned(),
+            hosts: hosts.collect(),
+            network,
+        })
     }
 
     /// Does what `labctl` asks.
@@ -276,9 +337,15 @@ impl Lab {
     }
 
     fn host(&self, name: &str) -> anyhow::Result<&Host> {
-        self.hosts.iter().find(|host| host.name == name).with_context(|| {
-            format!("the lab has no {name}; it has coordinator and node1 to node{}", self.hosts.len() - 1)
-        })
+        self.hosts
+            .iter()
+            .find(|host| host.name == name)
+            .with_context(|| {
+                format!(
+                    "the lab has no {name}; it has coordinator and node1 to node{}",
+                    self.hosts.len() - 1
+                )
+            })
     }
 
     /// Ends a node as a loss of power would: first the daemon, so that it reports no ends of
@@ -329,7 +396,15 @@ impl Host {
             .stderr(output)
             .env_remove("LD_PRELOAD")
             .env(VARIABLE, &lab.directory);
-        for name in ["COORDINATOR", "COORDINATOR_LISTEN", "RUNTIME_DIR", "NAME", "LISTEN", "MEMORY", "PKI"] {
+        for name in [
+            "COORDINATOR",
+            "COORDINATOR_LISTEN",
+            "RUNTIME_DIR",
+            "NAME",
+            "LISTEN",
+            "MEMORY",
+            "PKI",
+        ] {
             command.env_remove(format!("MIGSHM_{name}"));
         }
         let namespace = match lab.network {
@@ -348,18 +423,32 @@ impl Host {
             }
         };
         // SAFETY: `prepare` makes nothing but system calls.
-        let mut child = unsafe { command.pre_exec(prepare) }.spawn().context("cannot start a daemon")?;
+        let mut child = unsafe { command.pre_exec(prepare) }
+            .spawn()
+            .context("cannot start a daemon")?;
         drop(tell);
         let pid = child.id().context("a daemon ended at once")? as i32;
-        *self.daemon.borrow_mut() = Some(Daemon { pid, paused: false, doomed: false });
+        *self.daemon.borrow_mut() = Some(Daemon {
+            pid,
+            paused: false,
+            doomed: false,
+        });
 
-        let (daemon, ended, name) = (Rc::clone(&self.daemon), Rc::clone(&self.ended), self.name.clone());
+        let (daemon, ended, name) = (
+            Rc::clone(&self.daemon),
+            Rc::clone(&self.ended),
+            self.name.clone(),
+        );
         let shown = log.clone();
         spawn_local(async move {
             let status = child.wait().await;
             let gone = daemon.borrow_mut().take();
             if let (Ok(status), Some(Daemon { doomed: false, .. })) = (status, gone) {
-                eprintln!("migshm: {name} ended unexpectedly ({status}); the end of {}:\n{}", shown.display(), tail(&shown));
+                eprintln!(
+                    "migshm: {name} ended unexpectedly ({status}); the end of {}:\n{}",
+                    shown.display(),
+                    tail(&shown)
+                );
             }
             ended.notify_waiters();
         });
@@ -369,10 +458,19 @@ impl Host {
         let told = tokio::time::timeout(READY_TIMEOUT, ready.read_to_string(&mut word)).await;
         match told {
             Ok(Ok(_)) if word == "+" => Ok(()),
-            Ok(Ok(_)) if word.is_empty() => bail!("{} ended before it was ready; see {}", self.name, log.display()),
+            Ok(Ok(_)) if word.is_empty() => bail!(
+                "{} ended before it was ready; see {}",
+                self.name,
+                log.display()
+            ),
             Ok(Ok(_)) => bail!("{}: {word}", self.name),
             Ok(Err(error)) => Err(error.into()),
-            Err(_) => bail!("{} is not ready after {} s:\n{}", self.name, READY_TIMEOUT.as_secs(), tail(&log)),
+            Err(_) => bail!(
+                "{} is not ready after {} s:\n{}",
+                self.name,
+                READY_TIMEOUT.as_secs(),
+                tail(&log)
+            ),
         }
     }
 
@@ -394,7 +492,10 @@ impl Host {
         match self.daemon.borrow_mut().as_mut() {
             Some(daemon) => {
                 daemon.paused = pause;
-                processes::signal(daemon.pid, if pause { libc::SIGSTOP } else { libc::SIGCONT });
+                processes::signal(
+                    daemon.pid,
+                    if pause { libc::SIGSTOP } else { libc::SIGCONT },
+                );
                 Ok(())
             }
             None => bail!("{} does not run", self.name),
@@ -431,7 +532,10 @@ async fn answer(mut connection: UnixStream, lab: &Lab) -> anyhow::Result<()> {
     let mut line = String::new();
     BufReader::new(&mut connection).read_line(&mut line).await?;
     let reply: Reply = match serde_json::from_str(&line) {
-        Ok(request) => lab.handle(request).await.map_err(|error| format!("{error:#}")),
+        Ok(request) => lab
+            .handle(request)
+            .await
+            .map_err(|error| format!("{error:#}")),
         Err(error) => Err(error.to_string()),
     };
     let mut text = serde_json::to_string(&reply)?;

@@ -88,7 +88,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let lab = std::env::var_os("MIGSHM_LAB").map(PathBuf::from);
     let lab = lab.ok_or_else(|| anyhow!("labctl works inside `migshm lab` only"))?;
     let path = lab.join(SOCKET);
-    let mut socket = UnixStream::connect(&path).with_context(|| format!("no lab at {}", path.display()))?;
+    let mut socket =
+        UnixStream::connect(&path).with_context(|| format!("no lab at {}", path.display()))?;
     writeln!(socket, "{}", serde_json::to_string(&args.request)?)?;
     let mut line = String::new();
     BufReader::new(socket).read_line(&mut line)?;
@@ -99,7 +100,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Request::Status { json: false } => {
             println!("{:<12} {:<8} {:<8} LINK", "HOST", "STATE", "PID");
             for host in hosts {
-                let pid = host.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+                let pid = host
+                    .pid
+                    .map_or_else(|| "-".to_owned(), |pid| pid.to_string());
                 let link = if host.cut { "cut" } else { "up" };
                 println!("{:<12} {:<8} {pid:<8} {link}", host.name, host.state);
             }

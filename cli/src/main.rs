@@ -55,7 +55,10 @@ enum Command {
 
 fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("MIGSHM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
     match execute() {
         Ok(code) => code,
         Err(error) => {

@@ -48,7 +48,8 @@ impl Network {
         ip(&["-n", &lan], &script)?;
         for (index, host) in hosts.iter().enumerate() {
             let address = address(index);
-            let script = format!("link set lo up\naddr add {address}/16 dev eth0\nlink set eth0 up\n");
+            let script =
+                format!("link set lo up\naddr add {address}/16 dev eth0\nlink set eth0 up\n");
             ip(&["-n", &format!("{id}-{host}")], &script)?;
         }
         Ok(Network { id })
@@ -57,7 +58,10 @@ impl Network {
     /// Takes a host's link down, or up again.
     pub fn set_link(&self, host: &str, up: bool) -> anyhow::Result<()> {
         let state = if up { "up" } else { "down" };
-        ip(&["-n", &format!("{}-{LAN}", self.id)], &format!("link set {host} {state}\n"))
+        ip(
+            &["-n", &format!("{}-{LAN}", self.id)],
+            &format!("link set {host} {state}\n"),
+        )
     }
 }
 
@@ -101,7 +105,10 @@ pub fn remove(lab: &Path) {
 }
 
 fn id(lab: &Path) -> String {
-    lab.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    lab.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
 }
 
 /// Runs `ip` on a batch of commands.
@@ -115,10 +122,18 @@ fn ip(options: &[&str], script: &str) -> anyhow::Result<()> {
         .spawn()
         .context("cannot run ip; --netns needs iproute2")?;
     // If it has ended already, its status says why.
-    let _ = child.stdin.take().expect("piped").write_all(script.as_bytes());
+    let _ = child
+        .stdin
+        .take()
+        .expect("piped")
+        .write_all(script.as_bytes());
     let output = child.wait_with_output()?;
     if !output.status.success() {
-        bail!("ip {}: {}", options.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "ip {}: {}",
+            options.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(())
 }

@@ -65,7 +65,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let issue = |directory: Directory, peer: &Peer, validity: Validity| {
         let days = u32::try_from(validity.days)?;
         pki::issue(&directory.dir, peer, DAY * days)?;
-        println!("{}", directory.dir.join(format!("{}.pem", peer.file_stem())).display());
+        println!(
+            "{}",
+            directory
+                .dir
+                .join(format!("{}.pem", peer.file_stem()))
+                .display()
+        );
         anyhow::Ok(ExitCode::SUCCESS)
     };
     match args.command {
@@ -74,8 +80,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             println!("{}", directory.dir.join("ca.pem").display());
             Ok(ExitCode::SUCCESS)
         }
-        Command::Coordinator { directory, validity } => issue(directory, &Peer::Coordinator, validity),
-        Command::Node { directory, validity, name } => issue(directory, &Peer::node(&name)?, validity),
+        Command::Coordinator {
+            directory,
+            validity,
+        } => issue(directory, &Peer::Coordinator, validity),
+        Command::Node {
+            directory,
+            validity,
+            name,
+        } => issue(directory, &Peer::node(&name)?, validity),
         Command::Show(directory) => show(&directory),
     }
 }
@@ -91,5 +104,9 @@ fn show(directory: &Directory) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    Ok(if all_work { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if all_work {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

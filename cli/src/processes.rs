@@ -17,7 +17,9 @@ pub fn with_variable(name: &str, value: &Path) -> Vec<i32> {
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter(|pid: &i32| {
             let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environment.split(|&b| b == 0).any(|variable| variable == wanted)
+            environment
+                .split(|&b| b == 0)
+                .any(|variable| variable == wanted)
         })
         .collect()
 }

@@ -40,7 +40,12 @@ pub struct Args {
     #[arg(long, value_name = "NODE")]
     on: Option<String>,
     /// The program and its arguments.
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "PROGRAM"
+    )]
     program: Vec<OsString>,
 }
 
@@ -59,7 +64,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     };
     let mut command = Command::new(&path);
-    command.arg0(name).args(arguments).env("LD_PRELOAD", preload(&library)?);
+    command
+        .arg0(name)
+        .args(arguments)
+        .env("LD_PRELOAD", preload(&library)?);
     if let Some(node) = &args.on {
         command.env("MIGSHM_RUNTIME_DIR", enter_node(node)?);
     }
@@ -76,17 +84,32 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 pub fn library() -> anyhow::Result<PathBuf> {
     let program = std::env::current_exe().context("cannot tell where this program is")?;
     let directory = program.parent().unwrap_or(Path::new("/"));
-    let candidates = [directory.join(processes::LIBRARY), directory.join("../lib").join(processes::LIBRARY)];
+    let candidates = [
+        directory.join(processes::LIBRARY),
+        directory.join("../lib").join(processes::LIBRARY),
+    ];
     match candidates.iter().find_map(|path| path.canonicalize().ok()) {
         Some(path) => Ok(path),
-        None => bail!("{} does not exist; install it beside {}", candidates[0].display(), program.display()),
+        None => bail!(
+            "{} does not exist; install it beside {}",
+            candidates[0].display(),
+            program.display()
+        ),
     }
 }
 
 /// The library before whatever is preloaded already.
 fn preload(library: &Path) -> anyhow::Result<OsString> {
-    if library.as_os_str().as_bytes().iter().any(|b| matches!(b, b':' | b' ')) {
-        bail!("the loader cannot preload {}: the path has a ':' or a space; install it elsewhere", library.display());
+    if library
+        .as_os_str()
+        .as_bytes()
+        .iter()
+        .any(|b| matches!(b, b':' | b' '))
+    {
+        bail!(
+            "the loader cannot preload {}: the path has a ':' or a space; install it elsewhere",
+            library.display()
+        );
     }
     let mut list = library.as_os_str().to_owned();
     if let Some(others) = std::env::var_os("LD_PRELOAD").filter(|others| !others.is_empty()) {
@@ -99,7 +122,9 @@ fn preload(library: &Path) -> anyhow::Result<OsString> {
 /// Makes this process one of a lab's node; returns the node's runtime directory.
 fn enter_node(node: &str) -> anyhow::Result<PathBuf> {
     let Some(lab) = std::env::var_os("MIGSHM_LAB").map(PathBuf::from) else {
-        bail!("--on works inside `migshm lab` only; elsewhere a program belongs to the node of its machine");
+        bail!(
+            "--on works inside `migshm lab` only; elsewhere a program belongs to the node of its machine"
+        );
     };
     let directory = lab.join(node);
     if !directory.is_dir() {
@@ -164,7 +189,11 @@ fn attend(mut reader: PipeReader, program: i32) {
 
 /// Waits until there is a word, or the end of the pipe, for [`VERIFY_TIMEOUT`] at most.
 fn is_readable(reader: &PipeReader) -> bool {
-    let mut poll = libc::pollfd { fd: reader.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let mut poll = libc::pollfd {
+        fd: reader.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
     // SAFETY: one live pollfd.
     unsafe { libc::poll(&raw mut poll, 1, VERIFY_TIMEOUT) != 0 }
 }

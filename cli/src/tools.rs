@@ -87,16 +87,36 @@ struct Client {
 
 impl Client {
     fn connect(daemon: &Daemon) -> anyhow::Result<Client> {
-        let directory = daemon.runtime_dir.clone().unwrap_or_else(config::used_runtime_dir);
+        let directory = daemon
+            .runtime_dir
+            .clone()
+            .unwrap_or_else(config::used_runtime_dir);
         let path = directory.join(SOCKET);
         let socket = Socket::new(Domain::UNIX, Type::from(libc::SOCK_SEQPACKET), None)?;
-        SockAddr::unix(&path).and_then(|address| socket.connect(&address)).with_context(|| {
-            format!("no node daemon at {}; start a program with `migshm run`, or `migshm node`", path.display())
-        })?;
-        let mut client = Client { socket, buffer: vec![0; MAX_LOCAL], requests: 0 };
-        match client.exchange(&ToNode::Hello { version: LOCAL_VERSION, forked_from: 0 })?.0 {
+        SockAddr::unix(&path)
+            .and_then(|address| socket.connect(&address))
+            .with_context(|| {
+                format!(
+                    "no node daemon at {}; start a program with `migshm run`, or `migshm node`",
+                    path.display()
+                )
+            })?;
+        let mut client = Client {
+            socket,
+            buffer: vec![0; MAX_LOCAL],
+            requests: 0,
+        };
+        match client
+            .exchange(&ToNode::Hello {
+                version: LOCAL_VERSION,
+                forked_from: 0,
+            })?
+            .0
+        {
             FromNode::Welcome { .. } => Ok(client),
-            FromNode::Refused { errno } => bail!("the node daemon refuses this program: {}", describe(errno)),
+            FromNode::Refused { errno } => {
+                bail!("the node daemon refuses this program: {}", describe(errno))
+            }
             other => bail!("the node daemon answers {other:?}"),
         }
     }
@@ -111,7 +131,10 @@ impl Client {
     }
 
     /// The answer to a request made by `message` from the request's number.
-    fn request(&mut self, message: impl FnOnce(u64) -> ToNode) -> anyhow::Result<(Result<Answer, Errno>, &[u8])> {
+    fn request(
+        &mut self,
+        message: impl FnOnce(u64) -> ToNode,
+    ) -> anyhow::Result<(Result<Answer, Errno>, &[u8])> {
         self.requests += 1;
         let number = self.requests;
         match self.exchange(&message(number))? {
@@ -166,7 +189,8 @@ pub fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
     let mut client = Client::connect(&args.daemon)?;
     let (outcome, raw) = client.request(|id| ToNode::Status { id })?;
     outcome.map_err(|errno| anyhow!(describe(errno)))?;
-    let status: Value = serde_json::from_slice(raw).context("the node daemon's status is not JSON")?;
+    let status: Value =
+        serde_json::from_slice(raw).context("the node daemon's status is not JSON")?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&status)?);
     } else {
@@ -177,7 +201,9 @@ pub fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
 
 fn print_indented(value: &Value, depth: usize) {
     let indent = "  ".repeat(depth);
-    let Value::Object(fields) = value else { return println!("{indent}{}", plain(value)) };
+    let Value::Object(fields) = value else {
+        return println!("{indent}{}", plain(value));
+    };
     for (name, value) in fields {
         match value {
             Value::Object(_) => {
@@ -187,8 +213,10 @@ fn print_indented(value: &Value, depth: usize) {
             Value::Array(items) if items.iter().any(Value::is_object) => {
                 println!("{indent}{name}:");
                 for item in items.iter().filter_map(Value::as_object) {
-                    let fields: Vec<String> =
-                        item.iter().map(|(name, value)| format!("{name}={}", plain(value))).collect();
+                    let fields: Vec<String> = item
+                        .iter()
+                        .map(|(name, value)| format!("{name}={}", plain(value)))
+                        .collect();
                     println!("{indent}  {}", fields.join(" "));
                 }
             }
@@ -199,17 +227,28 @@ fn print_indented(value: &Value, depth: usize) {
 
 /// A value without quotation marks.
 fn plain(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+    value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// Prints the objects, in the tables of util-linux.
 pub fn ipcs(args: IpcsArgs) -> anyhow::Result<ExitCode> {
     let mut client = Client::connect(&args.daemon)?;
     let both = args.shmems == args.semaphores;
-    let segments = if both || args.shmems { Some(client.segments()?) } else { None };
-    let sets = if both || args.semaphores { Some(client.sets()?) } else { None };
+    let segments = if both || args.shmems {
+        Some(client.segments()?)
+    } else {
+        None
+    };
+    let sets = if both || args.semaphores {
+        Some(client.sets()?)
+    } else {
+        None
+    };
     if args.json {
-        let segments: Option<Vec<Value>> = segments.map(|list| list.iter().map(segment_json).collect());
+        let segments: Option<Vec<Value>> =
+            segments.map(|list| list.iter().map(segment_json).collect());
         let sets: Option<Vec<Value>> = sets.map(|list| list.iter().map(set_json).collect());
         let mut tables = serde_json::Map::new();
         tables.extend(segments.map(|list| ("sharedmemory".to_owned(), list.into())));
@@ -225,8 +264,16 @@ pub fn ipcs(args: IpcsArgs) -> anyhow::Result<ExitCode> {
             "key", "shmid", "owner", "perms", "bytes", "nattch", "status"
         );
         for s in segments {
-            let dest = if s.perm.mode & SHM_DEST != 0 { "dest" } else { "" };
-            let locked = if s.perm.mode & SHM_LOCKED != 0 { "locked" } else { "" };
+            let dest = if s.perm.mode & SHM_DEST != 0 {
+                "dest"
+            } else {
+                ""
+            };
+            let locked = if s.perm.mode & SHM_LOCKED != 0 {
+                "locked"
+            } else {
+                ""
+            };
             println!(
                 "0x{:08x} {:<10} {:<10.10} {:<10o} {:<10} {:<10} {dest:<6} {locked:<6}",
                 s.perm.key,
@@ -240,7 +287,10 @@ pub fn ipcs(args: IpcsArgs) -> anyhow::Result<ExitCode> {
     }
     if let Some(sets) = sets {
         println!("\n------ Semaphore Arrays --------");
-        println!("{:<10} {:<10} {:<10} {:<10} {:<10}", "key", "semid", "owner", "perms", "nsems");
+        println!(
+            "{:<10} {:<10} {:<10} {:<10} {:<10}",
+            "key", "semid", "owner", "perms", "nsems"
+        );
         for s in sets {
             println!(
                 "0x{:08x} {:<10} {:<10.10} {:<10o} {:<10}",
@@ -288,26 +338,46 @@ pub fn ipcrm(args: IpcrmArgs) -> anyhow::Result<ExitCode> {
         }
     };
     for id in args.shmem_id {
-        note("segment", id.to_string(), client.shm(id, ShmCommand::Remove)?);
+        note(
+            "segment",
+            id.to_string(),
+            client.shm(id, ShmCommand::Remove)?,
+        );
     }
     for key in args.shmem_key {
-        let removed = match client.call(Call::ShmGet { key, size: 0, flags: 0 })? {
+        let removed = match client.call(Call::ShmGet {
+            key,
+            size: 0,
+            flags: 0,
+        })? {
             Ok(Answer::Value(id)) => client.shm(id, ShmCommand::Remove)?,
             other => other,
         };
         note("segment with key", format!("{key:#x}"), removed);
     }
     for id in args.semaphore_id {
-        note("semaphore set", id.to_string(), client.sem(id, SemCommand::Remove)?);
+        note(
+            "semaphore set",
+            id.to_string(),
+            client.sem(id, SemCommand::Remove)?,
+        );
     }
     for key in args.semaphore_key {
-        let removed = match client.call(Call::SemGet { key, count: 0, flags: 0 })? {
+        let removed = match client.call(Call::SemGet {
+            key,
+            count: 0,
+            flags: 0,
+        })? {
             Ok(Answer::Value(id)) => client.sem(id, SemCommand::Remove)?,
             other => other,
         };
         note("semaphore set with key", format!("{key:#x}"), removed);
     }
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 /// A key in decimal, octal (leading 0) or hexadecimal (0x), as `strtoul` reads it. IPC_PRIVATE
