@@ -5,7 +5,7 @@
 //! | [`daemons`] | `coordinator`, `node` |
 //! | [`pki`] | `pki` |
 //! | [`run`], [`elf`] | `run` |
-//! | [`lab`], [`labctl`], [`netns`] | `lab`, `labctl` |
+//! | [`lab`], [`labctl`], [`hosts`], [`netns`] | `lab`, `labctl` |
 //! | [`tools`] | `status`, `ipcs`, `ipcrm` |
 //!
 //! Every option comes from, in this order: the command line, the environment (`MIGSHM_*`), the
@@ -14,6 +14,7 @@
 mod config;
 mod daemons;
 mod elf;
+mod hosts;
 mod lab;
 mod labctl;
 mod netns;
