@@ -80,8 +80,7 @@ impl Lab {
         for name in &names[1..] {
             pki::issue(&certificates, &Peer::node(name)?, pki::DEFAULT_VALIDITY)?;
         }
-        let network = args
-            .netns
+        let network = networks
             .then(|| Network::create(directory, &names))
             .transpose()?;
         let coordinator = match network {
