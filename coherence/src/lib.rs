@@ -157,7 +157,9 @@
 #![forbid(unsafe_code)]
 
 mod engine;
+mod policy;
 mod sets;
 
 pub use engine::{Action, Body, Config, Counters, Engine, Fill, Input, Memory, Time};
+pub use policy::HomePolicy;
 pub use sets::{NodeSet, PageSet};

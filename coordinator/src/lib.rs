@@ -246,6 +246,12 @@ impl Core {
                 ));
                 true
             }
+            ToCoordinator::ProposeHome { extent, to } => {
+                if self.segments.may_move(extent, from, to, &self.members) {
+                    out.push(Output::new(from, FromCoordinator::MoveHome { extent, to }));
+                }
+                true
+            }
             ToCoordinator::HomeMoved { extent } => {
                 let (segments, _, mut cx) = self.split(now, out);
                 segments.move_home(extent, from, &mut cx)

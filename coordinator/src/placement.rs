@@ -188,6 +188,20 @@ impl Pages {
         Some(home)
     }
 
+    /// Whether the home of an extent may move from one node to another.
+    pub(crate) fn may_move(
+        &self,
+        extent: u32,
+        from: NodeId,
+        to: NodeId,
+        members: &Members,
+    ) -> bool {
+        let room = |bytes| members.has_room(to, bytes);
+        self.home(extent) == Some(from)
+            && self.is_known_to(to)
+            && self.extent_bytes(extent).is_some_and(room)
+    }
+
     /// An extent's home is where it says to be; false if it cannot be.
     pub(crate) fn move_home(&mut self, extent: u32, to: NodeId, members: &mut Members) -> bool {
         let Some(bytes) = self.extent_bytes(extent) else {

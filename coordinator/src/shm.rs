@@ -280,6 +280,18 @@ impl Segments {
         segment.pages.find_home(extent.index, asker, cx.members)
     }
 
+    /// See [`Pages::may_move`].
+    pub(crate) fn may_move(
+        &mut self,
+        extent: Extent,
+        from: NodeId,
+        to: NodeId,
+        members: &crate::members::Members,
+    ) -> bool {
+        self.find(extent.segment)
+            .is_some_and(|(_, segment)| segment.pages.may_move(extent.index, from, to, members))
+    }
+
     /// See [`Pages::move_home`].
     pub(crate) fn move_home(&mut self, extent: Extent, to: NodeId, cx: &mut Context<'_>) -> bool {
         self.find(extent.segment)

@@ -303,6 +303,35 @@ fn the_former_sole_user_is_home_of_every_extent_without_another() {
 }
 
 #[test]
+fn a_home_may_move_to_a_user_with_room_for_it() {
+    let (mut cluster, [a, b, c]) = Cluster::with_nodes([4 * EXTENT, EXTENT, 4 * EXTENT]);
+    let (p, q, r) = (root(a, 10), root(b, 20), root(c, 30));
+    let (id, Attachment { segment, .. }, _) = segment(&mut cluster, &p, 3 * EXTENT);
+    let extent = Extent { segment, index: 2 };
+    let pending = cluster.start_shmat(&q, id);
+    cluster.send(a, ToCoordinator::Sharing { segment });
+    cluster.attached(pending).unwrap().unwrap();
+    cluster.told(a);
+    let mut allowed = |from, to| {
+        cluster.send(from, ToCoordinator::ProposeHome { extent, to });
+        cluster.told(from).pop()
+    };
+    assert_eq!(allowed(a, c), None, "c has nothing to do with the segment");
+    assert_eq!(allowed(a, b), None, "b has no room");
+    let pending = cluster.start_shmat(&r, id);
+    cluster.attached(pending).unwrap().unwrap();
+    let mut allowed = |from, to| {
+        cluster.send(from, ToCoordinator::ProposeHome { extent, to });
+        cluster.told(from).pop()
+    };
+    assert_eq!(allowed(b, c), None, "b is not the home");
+    assert_eq!(
+        allowed(a, c),
+        Some(FromCoordinator::MoveHome { extent, to: c })
+    );
+}
+
+#[test]
 fn a_home_that_moves_takes_its_reservation_along() {
     let (mut cluster, [a, b]) = Cluster::with_nodes([4 * EXTENT, 4 * EXTENT]);
     let (p, q) = (root(a, 10), root(b, 20));

@@ -436,9 +436,6 @@ impl Node {
                 Errno::ENOMEM
             })?;
         let tracked = self.memory.is_tracked(segment);
-        if matches!(placement, Placement::Shared { .. }) && !tracked {
-            return Err(Errno::ENOMEM);
-        }
         // A mapping of a descriptor that is not writable cannot be tracked, so where other nodes
         // may come, only a process that may write can attach, even if just to read.
         let alone = matches!(self.coordinator, Coordinator::Embedded(_)) && !tracked;

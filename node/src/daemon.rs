@@ -19,7 +19,7 @@ use std::rc::{Rc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use migshm_coherence::{Config as CoherenceConfig, Engine, Time};
+use migshm_coherence::{Config as CoherenceConfig, Engine, HomePolicy, Time};
 use migshm_coordinator::{Core, Output};
 use migshm_protocol::call::{Caller, Errno};
 use migshm_protocol::control::{FromCoordinator, Member, ToCoordinator};
@@ -54,6 +54,7 @@ pub struct Node {
     pub(crate) device: Option<File>,
     pub(crate) memory: Memory,
     pub(crate) engine: Engine<Bytes>,
+    pub(crate) policy: HomePolicy,
     pub(crate) coordinator: Coordinator,
     pub(crate) inbox: VecDeque<(FromCoordinator, Vec<u8>)>,
     pub(crate) outputs: Vec<Output>,
@@ -194,6 +195,7 @@ impl Node {
                 device,
                 memory,
                 engine: Engine::new(id, CoherenceConfig::default()),
+                policy: HomePolicy::default(),
                 coordinator,
                 inbox: VecDeque::new(),
                 outputs: Vec::new(),
@@ -294,6 +296,7 @@ impl Node {
                 self.try_arm(segment);
             }
             FromCoordinator::HomeIs { extent, home } => self.on_home(extent, home),
+            FromCoordinator::MoveHome { extent, to } => self.move_home(extent, to),
             FromCoordinator::SegmentIs {
                 segment,
                 size,

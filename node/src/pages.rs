@@ -114,6 +114,12 @@ impl Node {
             return;
         }
         let segment = message.segment();
+        if let PageMessage::Request {
+            page, requester, ..
+        } = message
+        {
+            self.count_request(page, requester);
+        }
         if self.memory.is_tracked(segment) {
             self.drive(Input::Message {
                 from,
@@ -206,6 +212,7 @@ impl Node {
             Some(access) if access >= wanted => self.memory.retry(page, space, address, access),
             _ => {
                 self.memory.wait(page, space, address);
+                self.count_request(page, self.id);
                 self.drive(Input::Fault {
                     page,
                     access: wanted,
@@ -251,39 +258,41 @@ impl Node {
             return;
         }
         self.arming.remove(&segment);
-        self.share(segment, Some(self.id));
+        let known = self.memory.has_segment(segment) && !self.memory.is_tracked(segment);
+        if known && let Err(error) = self.share(segment, Some(self.id)) {
+            // Better that others wait than that they see stale pages.
+            tracing::error!(segment = segment.0, %error, "cannot share segment with other nodes");
+            return;
+        }
         self.tell(ToCoordinator::Sharing { segment }, &[]);
     }
 
-    /// Tracks a segment, if it is not tracked yet.
-    pub(crate) fn share(&mut self, segment: SegmentId, default_home: Option<NodeId>) {
-        if self.memory.is_tracked(segment) {
-            return;
-        }
-        let Some(pages) = self.memory.pages(segment) else {
-            return;
-        };
-        if let Err(error) = self.memory.track(segment) {
-            tracing::error!(segment = segment.0, %error, "cannot track segment");
-            return;
-        }
+    /// Tracks a segment.
+    fn share(&mut self, segment: SegmentId, default_home: Option<NodeId>) -> std::io::Result<()> {
+        self.memory.track(segment)?;
+        let pages = self.memory.pages(segment).unwrap_or(0);
         self.engine.add_segment(segment, pages, default_home);
+        Ok(())
     }
 
-    /// Makes the memory of a segment that a process here is about to attach.
+    /// Makes the memory of a segment, if it is not here. Where it is, its own state counts: it may
+    /// be about to be tracked, and is then once attaches under way are mapped.
     pub(crate) fn prepare(
         &mut self,
         segment: SegmentId,
         size: u64,
         placement: Placement,
     ) -> std::io::Result<()> {
-        if !self.memory.has_segment(segment) {
-            self.memory.add_segment(segment, size)?;
+        if self.memory.has_segment(segment) {
+            return Ok(());
         }
-        if let Placement::Shared { default_home } = placement {
-            self.share(segment, default_home);
+        self.memory.add_segment(segment, size)?;
+        match placement {
+            Placement::Solo => Ok(()),
+            Placement::Shared { default_home } => self
+                .share(segment, default_home)
+                .inspect_err(|_| self.memory.remove_segment(segment)),
         }
-        Ok(())
     }
 
     pub(crate) fn on_home(&mut self, extent: Extent, home: Option<NodeId>) {
@@ -294,13 +303,25 @@ impl Node {
         self.engine.remove_segment(segment);
         self.memory.remove_segment(segment);
         self.arming.remove(&segment);
+        self.policy.retain(|extent| extent.segment != segment);
         self.cached.retain(|page| page.segment != segment);
         self.leaving.retain(|page| page.segment != segment);
     }
 
+    /// A node asks for a page of an extent; if this is its home, perhaps it should be there.
+    fn count_request(&mut self, page: Page, requester: NodeId) {
+        let extent = page.extent();
+        if self.engine.is_home(extent)
+            && let Some(to) = self.policy.record(extent, requester)
+            && to != self.id
+        {
+            self.tell(ToCoordinator::ProposeHome { extent, to }, &[]);
+        }
+    }
+
     /// Gives an extent's home to another node.
-    #[allow(dead_code)]
     pub(crate) fn move_home(&mut self, extent: Extent, to: NodeId) {
+        self.policy.forget(extent);
         self.drive(Input::MoveHome { extent, to });
         // What this node keeps of the extent is a cache now.
         let first = extent.first_page();

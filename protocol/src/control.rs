@@ -82,6 +82,14 @@ pub enum ToCoordinator {
         /// The segment.
         segment: SegmentId,
     },
+    /// The sender is an extent's home and would rather have it at another node. If that has room
+    /// for it, [`FromCoordinator::MoveHome`] follows.
+    ProposeHome {
+        /// The extent.
+        extent: Extent,
+        /// The other node.
+        to: NodeId,
+    },
     /// The sender became an extent's home.
     HomeMoved {
         /// The extent.
@@ -130,6 +138,13 @@ pub enum FromCoordinator {
         extent: Extent,
         /// The home; `None` if no member has memory left for it.
         home: Option<NodeId>,
+    },
+    /// The home of an extent, which is at the receiver, may move.
+    MoveHome {
+        /// The extent.
+        extent: Extent,
+        /// Where to.
+        to: NodeId,
     },
     /// What a shared segment is. From now on the node hears of its end.
     SegmentIs {
