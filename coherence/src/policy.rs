@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn a_home_does_not_follow_a_phase() {
-        let phases = (0..10_000).map(|n| u16::from(n / WINDOW % 2 == 0));
+        let phases = (0..10_000).map(|n| u16::from((n / WINDOW).is_multiple_of(2)));
         assert_eq!(first_move(phases), None);
     }
 }

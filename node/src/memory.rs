@@ -470,7 +470,9 @@ impl Memory {
             counts: true,
         };
         let tracked = entry.own.is_some();
-        if address % PAGE != 0 || address.checked_add(u64::from(entry.pages) * PAGE).is_none() {
+        if !address.is_multiple_of(PAGE)
+            || address.checked_add(u64::from(entry.pages) * PAGE).is_none()
+        {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let covered = self.carve(space, address, mapping.end());
@@ -529,7 +531,7 @@ impl Memory {
     pub fn unmap(&mut self, space: SpaceId, address: u64, length: u64) -> Vec<SegmentId> {
         let Some(end) = address
             .checked_add(length)
-            .filter(|end| (address | end) % PAGE == 0)
+            .filter(|end| (address | end).is_multiple_of(PAGE))
         else {
             return Vec::new();
         };
