@@ -115,10 +115,11 @@
 //!
 //! # Holds
 //!
-//! A page that was granted stays for a minimum time before it is given away, so that the thread
-//! that faulted makes progress. `Forward`, `Invalidate` and what the home would do with its own
-//! copy are put off until then ([`Engine::next_timeout`]). A hold ends by time alone, so it
-//! cannot add a deadlock; pages being written back are not held.
+//! A page that was granted stays for a minimum time before it is given away, and longer, up to a
+//! bound, if no local thread has used it by then: so each grant makes some thread progress.
+//! `Forward`, `Invalidate` and what the home would do with its own copy are put off until then
+//! ([`Engine::next_timeout`]). A hold ends by time alone, so it cannot add a deadlock; pages being
+//! written back are not held.
 //!
 //! # Costs
 //!
