@@ -152,15 +152,15 @@ impl Effort {
     };
 
     const FULL: Effort = Effort {
-        rounds: 15,
-        short: 1000,
+        rounds: 9,
+        short: 300,
         calls: 5000,
         passes: 5,
         starts: 100,
-        pages: 4000,
+        pages: 2000,
         bulk_pages: (256 << 20) / sysv::PAGE,
-        exchanges: 4000,
-        hand_overs: 1500,
+        exchanges: 2000,
+        hand_overs: 500,
     };
 
     fn of(quick: bool) -> Effort {

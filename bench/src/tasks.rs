@@ -248,10 +248,12 @@ fn ping_pong(times: usize) -> Result<Vec<f64>> {
 fn fork(times: usize) -> Result<Vec<f64>> {
     let segment = Segment::private(1)?;
     segment.store(0, 1);
-    mean(times, |_| {
-        // SAFETY: a worker has one thread.
-        unsafe { sysv::fork(|| Ok(ensure!(segment.load(0) == 1, "wrong data read"))) }?.wait()
-    })
+    let check = || {
+        ensure!(segment.load(0) == 1, "wrong data read");
+        Ok(())
+    };
+    // SAFETY: a worker has one thread.
+    mean(times, |_| unsafe { sysv::fork(check) }?.wait())
 }
 
 fn touch(segment: &Segment, stamp: u32, write: bool) -> Result<Vec<f64>> {
