@@ -324,6 +324,10 @@ impl Node {
         let pending = match call {
             Call::ShmAttach { flags, .. } => {
                 if self.ensure_space(caller.pid).is_none() {
+                    tracing::error!(
+                        pid = caller.pid,
+                        "attach from an address space without anchor"
+                    );
                     return self.answer(from, theirs, Err(Errno::ENOMEM), &[], None);
                 }
                 Pending::Attach(from, flags)
@@ -428,7 +432,10 @@ impl Node {
         placement: Option<Placement>,
     ) -> Result<(), Errno> {
         let segment = attachment.segment;
-        let space = self.space_of(pid).ok_or(Errno::ENOMEM)?;
+        let Some(space) = self.space_of(pid) else {
+            tracing::error!(pid, "the address space ended during its attach");
+            return Err(Errno::ENOMEM);
+        };
         let placement = placement.ok_or(Errno::EIO)?;
         self.prepare(segment, attachment.size, placement)
             .map_err(|error| {

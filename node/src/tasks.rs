@@ -6,12 +6,12 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use bytes::Bytes;
 use migshm_protocol::codec::CodecError;
 use migshm_protocol::control::{FromCoordinator, Member};
 use migshm_protocol::page::{PageMessage, PeerHello};
 use migshm_protocol::{NodeId, VERSION};
 use migshm_transport::{Endpoint, FrameReceiver, Incoming, Link, LinkError, Peer};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::{AbortHandle, spawn_local};
 
@@ -33,13 +33,15 @@ fn is_later(error: &io::Error) -> bool {
     )
 }
 
-/// Readiness of a descriptor.
+/// Tells when a descriptor is readable. (Were it also asked when it is writable, every packet that
+/// a process reads would wake the daemon.)
 ///
 /// # Errors
 /// Those of `epoll_ctl(2)`.
 pub fn watch<T: OwnsDescriptor>(descriptor: T) -> io::Result<AsyncFd<T>> {
     // SAFETY: an `OwnsDescriptor` keeps one descriptor open, and the same, for as long as it lives.
-    unsafe { AsyncFd::register(descriptor) }.map_err(io::Error::from)
+    unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }
+        .map_err(io::Error::from)
 }
 
 /// What owns one descriptor from its making to its end.
@@ -317,11 +319,8 @@ async fn hear_peer(node: Shared, link: Link) {
                 break;
             }
         };
-        match frame.decode::<PageMessage>() {
-            Ok((message, raw)) => {
-                node.borrow_mut()
-                    .on_peer(from, message, Bytes::copy_from_slice(raw))
-            }
+        match frame.split::<PageMessage>() {
+            Ok((message, raw)) => node.borrow_mut().on_peer(from, message, raw),
             Err(error) => {
                 tracing::error!(peer = %from, %error, "a node sent garbage");
                 sender.close("malformed message");

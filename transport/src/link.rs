@@ -333,6 +333,16 @@ impl Frame {
         codec::decode(&self.0)
     }
 
+    /// Like [`Frame::decode`], with the raw bytes as they are in the frame: not copied.
+    ///
+    /// # Errors
+    /// Those of [`Frame::decode`].
+    pub fn split<T: DeserializeOwned>(self) -> Result<(T, Bytes), CodecError> {
+        let (message, raw) = self.decode()?;
+        let raw = self.0.slice_ref(raw);
+        Ok((message, raw))
+    }
+
     /// Message and raw bytes, undecoded.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
