@@ -1,7 +1,7 @@
 //! Nodes of this machine against a bare QUIC stream of this machine.
 //!
 //! This program starts itself inside `migshm lab`, where it starts a worker on each node and the
-//! two ends of [`echo`](crate::echo). Node 1 makes and writes every segment while it is alone, so
+//! two ends of [`crate::echo`]. Node 1 makes and writes every segment while it is alone, so
 //! that its pages are there before another node comes; each round has a segment of its own.
 
 use std::path::Path;
