@@ -49,7 +49,10 @@ impl Node {
         );
     }
 
-    /// A connection's socket is readable; returns false once it is finished.
+    /// A connection's socket may be readable: takes one message.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is none; anything else ends the connection.
     pub(crate) fn on_readable(&mut self, id: ConnectionId) -> io::Result<()> {
         let Some(connection) = self.connections.get(&id) else {
             return Err(io::ErrorKind::NotConnected.into());
@@ -95,6 +98,16 @@ impl Node {
                 "request before Hello",
             ));
         };
+        let waits = self
+            .connections
+            .get(&from)
+            .is_some_and(|c| c.call.is_some());
+        if waits && matches!(message, ToNode::Call { .. } | ToNode::Detach { .. }) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a call before the answer to the last",
+            ));
+        }
         match message {
             ToNode::Hello { .. } => unreachable!("handled above"),
             ToNode::Anchor { id, address } => {
@@ -114,12 +127,22 @@ impl Node {
                 address,
             } => self.on_mapped(from, id, AttachId(attach), address),
             ToNode::Detach { id, address } => self.on_detach(from, id, &caller, address),
-            ToNode::Unmapped { address, length } => {
-                if let Some(space) = self.space_of(caller.pid) {
+            ToNode::Unmapped { attach } => {
+                if let Some(space) = self.space_after_forks(caller.pid) {
+                    self.memory.unmap_attach(space, AttachId(attach));
+                }
+            }
+            ToNode::Unmapping {
+                id,
+                address,
+                length,
+            } => {
+                if let Some(space) = self.space_after_forks(caller.pid) {
                     for ended in self.memory.unmap(space, address, length) {
                         self.detached(ended, 1, caller.pid);
                     }
                 }
+                self.answer(from, id, Ok(Answer::Value(0)), &[], None);
             }
             ToNode::Status { id } => {
                 let status = self.status().to_string();
@@ -133,8 +156,22 @@ impl Node {
         self.processes.get(&pid)?.space
     }
 
+    /// The process's address space, once children that have inherited what it has now are known.
+    fn space_after_forks(&mut self, pid: i32) -> Option<SpaceId> {
+        let space = self.space_of(pid)?;
+        self.memory.await_forks(space);
+        self.settle();
+        Some(space)
+    }
+
     fn on_hello(&mut self, from: ConnectionId, version: u32, forked_from: i32) -> io::Result<()> {
-        let socket = Rc::clone(&self.connections[&from].socket);
+        let Some(connection) = self.connections.get(&from) else {
+            return Ok(());
+        };
+        if connection.caller.is_some() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a second Hello"));
+        }
+        let socket = Rc::clone(&connection.socket);
         if version != LOCAL_VERSION {
             tracing::warn!(version, "a process uses another version of libmigshm.so");
             self.post(
@@ -151,6 +188,12 @@ impl Node {
             ));
         }
         let credentials = socket.get_ref().credentials()?;
+        if local::has_ended(&credentials.pidfd) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the process that connected has ended",
+            ));
+        }
         let process = self.meet(credentials.pid)?;
         if forked_from != 0 {
             self.adopt_fork(forked_from, credentials.pid);
@@ -160,6 +203,7 @@ impl Node {
             uid,
             gid,
             groups,
+            pidfd: _,
         } = credentials;
         let caller = Caller {
             process,
@@ -167,7 +211,13 @@ impl Node {
             uid,
             gid,
             groups,
-            capabilities: local::capabilities(pid),
+            // What the process has now; it may have become another program since it connected.
+            // Only who was root then could have given that program something.
+            capabilities: if uid == 0 {
+                local::capabilities(pid)
+            } else {
+                0
+            },
         };
         if let Some(connection) = self.connections.get_mut(&from) {
             connection.caller = Some(caller);
@@ -216,10 +266,7 @@ impl Node {
     ) -> Result<(), Errno> {
         let descriptor = descriptor.ok_or(Errno::EINVAL)?;
         if let Some(old) = self.space_of(pid) {
-            if self.memory.is_alive(old) {
-                return Err(Errno::EEXIST);
-            }
-            self.end_space(old);
+            self.leave_space(old);
         }
         let uffd = Uffd::of_process(descriptor).map_err(|error| self.no_tracking(pid, &error))?;
         let space = self
@@ -306,16 +353,34 @@ impl Node {
     }
 
     /// A forked child touched its anchor page.
+    ///
+    /// The thread's id is in its own pid namespace, so in a container it may name another process:
+    /// one that has an address space is left alone, and the child remains unknown.
     pub(crate) fn on_introduction(&mut self, space: SpaceId, address: u64, thread: i32) {
         if let Some(pid) = local::process_of(thread)
             && self.meet(pid).is_ok()
         {
-            if let Some(old) = self.space_of(pid).filter(|old| *old != space) {
-                self.end_space(old);
+            let old = self.space_of(pid);
+            if old.is_none_or(|old| !self.memory.is_alive(old)) {
+                if let Some(old) = old {
+                    self.end_space(old);
+                }
+                self.settle_in(pid, space);
             }
-            self.settle_in(pid, space);
         }
         self.memory.introduce(space, address, &anchor_page(space));
+    }
+
+    /// A process has another address space now, or none. The old one may live on with other
+    /// processes (vfork, `CLONE_VM`); it then ends with the last.
+    fn leave_space(&mut self, space: SpaceId) {
+        if !self.is_running(space, None) {
+            return self.end_space(space);
+        }
+        if let Some(resident) = self.spaces.get_mut(&space) {
+            resident.pid = None;
+        }
+        self.quiet_space.notify_one();
     }
 
     fn on_call(&mut self, from: ConnectionId, theirs: u64, caller: Caller, call: Call, raw: &[u8]) {
@@ -361,10 +426,18 @@ impl Node {
             Pending::Attach(connection, flags) => {
                 self.on_attach_answer(connection, id, flags, outcome, placement)
             }
-            Pending::Detach { connection, length } => {
+            Pending::Detach {
+                connection,
+                attach,
+                length,
+            } => {
                 if let Some(theirs) = self.finish(connection, id) {
                     let message = match outcome {
-                        Ok(_) => FromNode::Detaching { id: theirs, length },
+                        Ok(_) => FromNode::Detaching {
+                            id: theirs,
+                            attach: attach.0,
+                            length,
+                        },
                         Err(_) => FromNode::Answer {
                             id: theirs,
                             outcome,
@@ -470,6 +543,7 @@ impl Node {
                 connection,
                 space,
                 segment,
+                tracked,
             },
         );
         let attachment = Attachment {
@@ -488,46 +562,46 @@ impl Node {
     }
 
     fn on_mapped(&mut self, from: ConnectionId, id: u64, attach: AttachId, address: u64) {
-        let Some(attaching) = self.mapping.get(&attach).filter(|a| a.connection == from) else {
+        let expected = |a: &Attaching| a.connection == from;
+        if !self.mapping.get(&attach).is_some_and(expected) {
+            return;
+        }
+        let Some(Attaching {
+            space,
+            segment,
+            tracked,
+            ..
+        }) = self.mapping.remove(&attach)
+        else {
             return;
         };
-        let (space, segment) = (attaching.space, attaching.segment);
-        self.mapping.remove(&attach);
-        let pid = self
-            .connections
-            .get(&from)
-            .and_then(|c| c.caller.as_ref())
-            .map_or(0, |c| c.pid);
-        if address == 0 {
-            self.detached(segment, 1, pid);
+        let caller = self.connections.get(&from).and_then(|c| c.caller.as_ref());
+        let pid = caller.map_or(0, |c| c.pid);
+        let outcome = if address == 0 {
+            Err(Errno::EINVAL)
         } else {
-            let mapped = self.memory.map(space, attach, segment, address);
-            let outcome = match mapped {
-                Ok(ended) => {
-                    for covered in ended {
-                        self.detached(covered, 1, pid);
-                    }
-                    Ok(Answer::Value(0))
-                }
-                Err(error) => {
-                    tracing::error!(segment = segment.0, pid, %error, "cannot track an attach");
-                    self.detached(segment, 1, pid);
-                    Err(Errno::ENOMEM)
-                }
-            };
-            if self.memory.is_tracked(segment) {
-                self.answer(from, id, outcome, &[], None);
+            let (ended, mapped) = self.memory.map(space, attach, segment, address);
+            for covered in ended {
+                self.detached(covered, 1, pid);
             }
+            mapped.map_err(|error| {
+                tracing::error!(segment = segment.0, pid, %error, "cannot use an attach");
+                Errno::ENOMEM
+            })
+        };
+        if outcome.is_err() {
+            self.detached(segment, 1, pid);
+        }
+        if tracked && address != 0 {
+            self.answer(from, id, outcome.map(|()| Answer::Value(0)), &[], None);
         }
         self.try_arm(segment);
     }
 
     fn on_detach(&mut self, from: ConnectionId, theirs: u64, caller: &Caller, address: u64) {
-        let found = self
-            .space_of(caller.pid)
-            .and_then(|space| self.memory.attach_at(space, address));
-        let (Some((attach, segment, length)), Some(space)) = (found, self.space_of(caller.pid))
-        else {
+        let space = self.space_after_forks(caller.pid);
+        let found = space.and_then(|space| self.memory.attach_at(space, address));
+        let (Some(space), Some((attach, segment, length))) = (space, found) else {
             return self.answer(from, theirs, Err(Errno::EINVAL), &[], None);
         };
         self.memory.stop_counting(space, attach);
@@ -539,6 +613,7 @@ impl Node {
             id,
             Pending::Detach {
                 connection: from,
+                attach,
                 length,
             },
         );
@@ -594,9 +669,10 @@ impl Node {
             self.detached(segment, 1, pid);
             self.try_arm(segment);
         }
+        let attaching = |space| self.mapping.values().any(|a| a.space == space);
         if let Some(space) = self
             .space_of(pid)
-            .filter(|space| !self.is_running(*space, Some(pid)))
+            .filter(|space| !attaching(*space) && !self.is_running(*space, Some(pid)))
         {
             self.end_space(space);
         }
@@ -627,14 +703,7 @@ impl Node {
             self.on_disconnect(id);
         }
         if let Some(space) = process.space {
-            if self.device.is_some() && self.memory.is_alive(space) {
-                // Shared with another process (vfork, CLONE_VM): ends with the last.
-                if let Some(resident) = self.spaces.get_mut(&space) {
-                    resident.pid = None;
-                }
-            } else {
-                self.end_space(space);
-            }
+            self.leave_space(space);
         }
         self.tell(
             ToCoordinator::Exited {

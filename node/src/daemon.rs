@@ -24,13 +24,14 @@ use migshm_coordinator::{Core, Output};
 use migshm_protocol::call::{Caller, Errno};
 use migshm_protocol::control::{FromCoordinator, Member, ToCoordinator};
 use migshm_protocol::page::PageMessage;
-use migshm_protocol::{NodeId, Page, ProcessId, SegmentId};
+use migshm_protocol::{NodeId, ProcessId, SegmentId};
 use migshm_transport::{Endpoint, FrameSender};
 use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
+use crate::cached::Cached;
 use crate::local::Socket;
 use crate::memory::{AttachId, Memory, SpaceId};
 use crate::tasks::Timer;
@@ -77,10 +78,8 @@ pub struct Node {
     pub(crate) arming: FxHashSet<SegmentId>,
     /// Requests that the coordinator has not answered.
     pub(crate) pending: FxHashMap<u64, Pending>,
-    /// Pages that were installed here and have their home elsewhere, oldest first.
-    pub(crate) cached: VecDeque<Page>,
-    /// Pages of `cached` that are on their way back to their home.
-    pub(crate) leaving: FxHashSet<Page>,
+    /// Pages that are here and have their home elsewhere.
+    pub(crate) cached: Cached,
     /// Wakes the daemon at the engine's next timeout, which is `timer_set` if it is set.
     pub(crate) timer: Option<Rc<Timer>>,
     pub(crate) timer_set: Option<Time>,
@@ -101,8 +100,6 @@ pub struct Counters {
     pub pages_sent: u64,
     /// Pages received from other nodes.
     pub pages_received: u64,
-    /// Pages given up for lack of memory.
-    pub evictions: u64,
 }
 
 /// Where System V calls are answered.
@@ -119,6 +116,8 @@ pub enum Coordinator {
 #[derive(Default)]
 pub struct Peer {
     pub(crate) link: Option<FrameSender>,
+    /// Of the link.
+    pub(crate) number: u64,
     /// What is to be sent once there is a link.
     pub(crate) backlog: Vec<(PageMessage, Option<Bytes>)>,
 }
@@ -155,6 +154,8 @@ pub struct Attaching {
     pub(crate) connection: ConnectionId,
     pub(crate) space: SpaceId,
     pub(crate) segment: SegmentId,
+    /// Whether the process was told to wait until its mapping is registered.
+    pub(crate) tracked: bool,
 }
 
 /// What to do with a coordinator's answer.
@@ -167,6 +168,8 @@ pub enum Pending {
     Detach {
         /// Who asked.
         connection: ConnectionId,
+        /// What ends.
+        attach: AttachId,
         /// Bytes to unmap.
         length: u64,
     },
@@ -211,8 +214,7 @@ impl Node {
                 unknown: FxHashMap::default(),
                 arming: FxHashSet::default(),
                 pending: FxHashMap::default(),
-                cached: VecDeque::new(),
-                leaving: FxHashSet::default(),
+                cached: Cached::default(),
                 timer: None,
                 timer_set: None,
                 last_id: 0,

@@ -8,8 +8,8 @@
 //!                               │
 //!                            memory: memfds, page tables of the processes
 //! ```
-#![allow(clippy::missing_docs_in_private_items)]
 
+mod cached;
 mod calls;
 mod daemon;
 mod local;

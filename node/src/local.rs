@@ -12,7 +12,7 @@ use std::path::Path;
 pub struct Socket(OwnedFd);
 
 /// Who is at the other end of a connection, as the kernel knows it from `connect(2)`.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Credentials {
     /// In the daemon's pid namespace; 0 if it has no name there.
     pub pid: i32,
@@ -22,9 +22,14 @@ pub struct Credentials {
     pub gid: u32,
     /// Supplementary groups.
     pub groups: Vec<u32>,
+    /// Of the process that connected, also when its pid has gone to another.
+    pub pidfd: OwnedFd,
 }
 
-/// Room for one descriptor's control message.
+/// `SO_PEERPIDFD` of `asm-generic/socket.h`.
+const SO_PEERPIDFD: libc::c_int = 77;
+
+/// Room for one descriptor's control message, and a few more that a peer may send.
 #[repr(align(8))]
 struct Control([u8; 32]);
 
@@ -128,8 +133,8 @@ impl Socket {
             unsafe { libc::recvmsg(self.0.as_raw_fd(), &raw mut header, libc::MSG_CMSG_CLOEXEC) };
         let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
         let mut descriptor = None;
-        // SAFETY: the kernel filled the control buffer; the macros stay inside it. It has room
-        // for two descriptors, all of which are taken over here.
+        // SAFETY: the kernel filled the control buffer; the macros stay inside it. All descriptors
+        // in it are taken over here.
         unsafe {
             let message = libc::CMSG_FIRSTHDR(&raw const header);
             if !message.is_null()
@@ -210,11 +215,19 @@ impl Socket {
             other => other?,
         };
         groups.truncate(used / size_of::<u32>());
+        let mut fd: [RawFd; 1] = [-1];
+        let pidfd = match self.option(SO_PEERPIDFD, &mut fd) {
+            // SAFETY: the kernel made this descriptor for us.
+            Ok(_) => unsafe { OwnedFd::from_raw_fd(fd[0]) },
+            // Before Linux 6.5.
+            Err(_) => pidfd(peer.pid)?,
+        };
         Ok(Credentials {
             pid: peer.pid,
             uid: peer.uid,
             gid: peer.gid,
             groups,
+            pidfd,
         })
     }
 

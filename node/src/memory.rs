@@ -81,7 +81,11 @@ pub struct Memory {
     waiting: FxHashMap<Page, Vec<(SpaceId, u64)>>,
     /// The last [`WOKEN`] of them that were woken.
     woken: VecDeque<(Page, SpaceId, u64)>,
+    /// Pages that came and could not be kept.
+    lost: FxHashSet<Page>,
     reports: VecDeque<(SpaceId, Report)>,
+    /// How often mappings were taken out of a segment's list.
+    removals: u64,
     last_id: u64,
 }
 
@@ -188,7 +192,9 @@ impl Memory {
             spaces: BTreeMap::new(),
             waiting: FxHashMap::default(),
             woken: VecDeque::with_capacity(WOKEN),
+            lost: FxHashSet::default(),
             reports: VecDeque::new(),
+            removals: 0,
             last_id: 0,
         })
     }
@@ -242,9 +248,13 @@ impl Memory {
 
     /// Forgets a segment and frees its pages once nothing maps them.
     pub fn remove_segment(&mut self, id: SegmentId) {
-        if self.segments.remove(&id).is_some() {
+        if let Some(segment) = self.segments.remove(&id) {
+            for mapping in &segment.mappings {
+                self.wake_range(mapping);
+            }
             self.waiting.retain(|page, _| page.segment != id);
             self.woken.retain(|(page, ..)| page.segment != id);
+            self.lost.retain(|page| page.segment != id);
             for space in self.spaces.values_mut() {
                 space.segments.retain(|s| *s != id);
             }
@@ -296,30 +306,21 @@ impl Memory {
         let mapping = segment.map_own()?;
         own.register(mapping.address, mapping.length as u64)?;
         segment.own = Some(mapping);
-        let mappings = segment.mappings.clone();
-        for mapping in mappings {
-            self.register(&mapping)?;
+        for mapping in &self.segments[&id].mappings {
+            self.register(mapping);
         }
         Ok(())
     }
 
-    fn register(&self, mapping: &Mapping) -> io::Result<()> {
-        let Some(space) = self.spaces.get(&mapping.space) else {
-            return Ok(());
+    /// Tracks a mapping. Where that fails the process has unmapped it, is gone, or watches the range
+    /// itself; the loss is its own.
+    fn register(&self, mapping: &Mapping) {
+        let Some(uffd) = self.uffd(mapping.space) else {
+            return;
         };
-        let uffd = space.uffd.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-        match uffd.register(mapping.address, u64::from(mapping.pages) * PAGE) {
-            // The process is gone, or it has unmapped the range behind our back.
-            Err(e)
-                if matches!(
-                    e.raw_os_error(),
-                    Some(libc::ESRCH | libc::ENOMEM | libc::EINVAL)
-                ) =>
-            {
-                tracing::debug!(space = mapping.space.0, error = %e, "mapping cannot be registered");
-                Ok(())
-            }
-            other => other,
+        let length = u64::from(mapping.pages) * PAGE;
+        if let Err(error) = uffd.register(mapping.address, length) {
+            tracing::error!(space = mapping.space.0, %error, "a mapping cannot be tracked");
         }
     }
 
@@ -399,7 +400,9 @@ impl Memory {
             waiters.retain(|(space, _)| *space != id);
         }
         self.woken.retain(|(_, space, _)| *space != id);
-        self.reports.retain(|(space, _)| *space != id);
+        let forked = |report: &Report| matches!(report, Report::Forked(_));
+        self.reports
+            .retain(|(space, report)| *space != id || forked(report));
         ended
     }
 
@@ -448,19 +451,30 @@ impl Memory {
             .collect()
     }
 
-    /// Records where an attach was mapped, and registers it if the segment is tracked. Returns
-    /// the segments of attaches of which it left nothing (`SHM_REMAP`).
+    /// Records where an attach was mapped, and registers it if the segment is tracked. Also
+    /// returns the segments of attaches of which it left nothing (`SHM_REMAP`).
     ///
     /// # Errors
-    /// Those of `UFFDIO_REGISTER`; `AddrInUse` if the process says to have two attaches there.
+    /// `NotFound` if the segment or the address space is gone, `InvalidInput` for an address that
+    /// cannot be.
     pub fn map(
         &mut self,
         space: SpaceId,
         attach: AttachId,
         segment: SegmentId,
         address: u64,
-    ) -> io::Result<Vec<SegmentId>> {
-        let entry = self.segments.get(&segment).ok_or(io::ErrorKind::NotFound)?;
+    ) -> (Vec<SegmentId>, io::Result<()>) {
+        let Some(entry) = self
+            .segments
+            .get(&segment)
+            .filter(|_| self.spaces.contains_key(&space))
+        else {
+            return (Vec::new(), Err(io::ErrorKind::NotFound.into()));
+        };
+        let length = u64::from(entry.pages) * PAGE;
+        if !address.is_multiple_of(PAGE) || address.checked_add(length).is_none() {
+            return (Vec::new(), Err(io::ErrorKind::InvalidInput.into()));
+        }
         let mapping = Mapping {
             space,
             attach,
@@ -470,16 +484,11 @@ impl Memory {
             counts: true,
         };
         let tracked = entry.own.is_some();
-        if !address.is_multiple_of(PAGE)
-            || address.checked_add(u64::from(entry.pages) * PAGE).is_none()
-        {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
         let covered = self.carve(space, address, mapping.end());
         let ended = self.ended(space, covered);
         self.link(mapping, segment);
         if tracked {
-            self.register(&mapping)?;
+            self.register(&mapping);
             for (first, count) in self.segments[&segment].protected.runs() {
                 let start = address + u64::from(first) * PAGE;
                 self.in_space(space, |uffd| {
@@ -487,7 +496,7 @@ impl Memory {
                 });
             }
         }
-        Ok(ended)
+        (ended, Ok(()))
     }
 
     fn link(&mut self, mapping: Mapping, segment: SegmentId) {
@@ -499,6 +508,12 @@ impl Memory {
             if !space.segments.contains(&segment) {
                 space.segments.push(segment);
             }
+        }
+    }
+
+    fn wake_range(&self, mapping: &Mapping) {
+        if let Some(uffd) = self.uffd(mapping.space) {
+            uffd.wake(mapping.address, mapping.end() - mapping.address);
         }
     }
 
@@ -536,12 +551,18 @@ impl Memory {
             return Vec::new();
         };
         let covered = self.carve(space, address, end);
-        if let Some(uffd) = self.uffd(space) {
-            for (_, gone) in &covered {
-                uffd.wake(gone.address, gone.end() - gone.address);
-            }
-        }
         self.ended(space, covered)
+    }
+
+    /// Forgets what is left of one attach, wherever it was; something else may be there by now.
+    pub fn unmap_attach(&mut self, space: SpaceId, attach: AttachId) {
+        let mut covered = Vec::new();
+        for (id, segment) in &mut self.segments {
+            let of_attach = |m: &mut Mapping| m.space == space && m.attach == attach;
+            covered.extend(segment.mappings.extract_if(.., of_attach).map(|m| (*id, m)));
+        }
+        self.removals += 1;
+        self.ended(space, covered);
     }
 
     /// Segments of the attaches that were counted and lost their last piece, which is in `covered`.
@@ -549,6 +570,7 @@ impl Memory {
         let mut ended = Vec::new();
         let mut seen = FxHashSet::default();
         for (id, old) in covered {
+            self.wake_range(&old);
             let rest = &self.segments[&id].mappings;
             let has = |m: &Mapping| m.space == space && m.attach == old.attach;
             if old.counts && !rest.iter().any(has) && seen.insert(old.attach) {
@@ -585,6 +607,7 @@ impl Memory {
 
     /// Takes a range out of an address space's mappings and returns what was there.
     fn carve(&mut self, space: SpaceId, start: u64, end: u64) -> Vec<(SegmentId, Mapping)> {
+        self.removals += 1;
         let mut taken = Vec::new();
         let Some(entry) = self.spaces.get(&space) else {
             return taken;
@@ -623,7 +646,7 @@ impl Memory {
     pub fn collect(&mut self, space: SpaceId) {
         let Some(uffd) = self.uffd(space) else { return };
         let mut events = Vec::new();
-        if let Err(error) = uffd.events(usize::MAX, &mut events) {
+        if let Err(error) = uffd.events(&mut events) {
             tracing::warn!(space = space.0, %error, "cannot read userfaultfd events");
         }
         for event in events {
@@ -691,6 +714,13 @@ impl Memory {
         }
     }
 
+    /// Returns when every fork of the address space that is under way has been reported.
+    pub fn await_forks(&mut self, space: SpaceId) {
+        // Any change of the address space is refused until then; this one changes nothing.
+        let anchor = self.spaces.get(&space).map_or(0, |s| s.anchor);
+        self.in_space(space, |uffd| uffd.protect(anchor, PAGE, false));
+    }
+
     /// Does `operation` in an address space; if that is being forked, once the fork is seen.
     fn in_space(&mut self, space: SpaceId, operation: impl Fn(&Uffd) -> io::Result<Done>) -> Done {
         loop {
@@ -730,20 +760,30 @@ impl Memory {
         self.wake_waiters(page);
     }
 
-    fn put(&self, page: Page, contents: Option<&[u8]>) {
-        let Some(segment) = self.segments.get(&page.segment) else {
-            return;
-        };
-        let (Some(uffd), Some(own)) = (&self.own, &segment.own) else {
-            return;
+    fn put(&mut self, page: Page, contents: Option<&[u8]>) {
+        let mut result = self.try_put(page, contents);
+        if matches!(result, Ok(Done::Exists)) {
+            // Some process got at the page cache untracked; what it put there is not the page.
+            tracing::error!(%page, "page in the way");
+            self.drop_page(page);
+            result = self.try_put(page, contents);
+        }
+        if !matches!(result, Ok(Done::Yes)) {
+            tracing::error!(%page, ?result, "cannot keep page: SIGBUS for who needs it");
+            self.lost.insert(page);
+            self.poison(page);
+        }
+    }
+
+    fn try_put(&self, page: Page, contents: Option<&[u8]>) -> io::Result<Done> {
+        let segment = self.segments.get(&page.segment);
+        let (Some(uffd), Some(own)) = (&self.own, segment.and_then(|s| s.own.as_ref())) else {
+            return Err(io::ErrorKind::NotFound.into());
         };
         let address = own.address + page.offset();
-        let result = match contents {
+        match contents {
             Some(bytes) => uffd.copy(address, bytes),
             None => uffd.zero(address),
-        };
-        if !matches!(result, Ok(Done::Yes)) {
-            tracing::error!(%page, ?result, "cannot install page");
         }
     }
 
@@ -776,6 +816,9 @@ impl Memory {
 
     /// Lets a thread go on whose page has come, or was granted, between its fault and now.
     pub fn retry(&mut self, page: Page, space: SpaceId, address: u64, access: Access) {
+        if self.lost.contains(&page) {
+            return self.poison_at(space, address);
+        }
         if !self.is_present(page) {
             // The program itself gave the page back (MADV_REMOVE), so it reads as zeros.
             if access == Access::Read {
@@ -807,19 +850,25 @@ impl Memory {
     /// Keeps every process from writing a page, mapped there yet or not.
     pub fn protect(&mut self, page: Page) {
         self.note_protection(page, true);
-        // Forks found on the way append to the list: see the module's comment.
-        let mut index = 0;
-        while let Some(mapping) = self
-            .segments
-            .get(&page.segment)
-            .and_then(|s| s.mappings.get(index))
-            .copied()
-        {
-            index += 1;
-            if let Some(address) = mapping.address_of(page.index) {
-                self.in_space(mapping.space, |uffd| uffd.protect(address, PAGE, true));
+        loop {
+            // Forks found on the way append to the list (see the module's comment); if they took
+            // something out of it, one may have been skipped.
+            let before = self.removals;
+            let mut index = 0;
+            while let Some(mapping) = self.mapping(page.segment, index) {
+                index += 1;
+                if let Some(address) = mapping.address_of(page.index) {
+                    self.in_space(mapping.space, |uffd| uffd.protect(address, PAGE, true));
+                }
+            }
+            if self.removals == before {
+                return;
             }
         }
+    }
+
+    fn mapping(&self, segment: SegmentId, index: usize) -> Option<Mapping> {
+        self.segments.get(&segment)?.mappings.get(index).copied()
     }
 
     fn note_protection(&mut self, page: Page, on: bool) {
@@ -846,9 +895,14 @@ impl Memory {
     /// Makes the page raise SIGBUS where somebody waits for it.
     pub fn poison(&mut self, page: Page) {
         for (space, address) in self.waiting.remove(&page).unwrap_or_default() {
-            self.in_space(space, |uffd| uffd.poison(address));
-            self.wake(&[(space, address)]);
+            self.poison_at(space, address);
         }
+    }
+
+    /// Makes an address raise SIGBUS, also for who waits there.
+    pub fn poison_at(&mut self, space: SpaceId, address: u64) {
+        self.in_space(space, |uffd| uffd.poison(address));
+        self.wake(&[(space, address)]);
     }
 
     /// Copies a page's bytes out; zeros if it is a hole.

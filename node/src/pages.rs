@@ -50,12 +50,12 @@ impl Node {
                     Fill::InPlace => return self.memory.change(page, access),
                 }
                 if !self.engine.is_home(page.extent()) {
-                    self.cached.push_back(page);
+                    self.cached.push(page);
                 }
             }
             Action::Protect { page } => self.memory.protect(page),
             Action::Drop { page } => {
-                self.leaving.remove(&page);
+                self.cached.remove(page);
                 self.memory.drop_page(page);
             }
             Action::FindHome { extent } => self.tell(ToCoordinator::FindHome { extent }, &[]),
@@ -68,6 +68,9 @@ impl Node {
     }
 
     fn send(&mut self, to: NodeId, message: &PageMessage, body: Body<Bytes>) {
+        if let PageMessage::HomeTransfer { extent, .. } = message {
+            self.cache_extent(*extent);
+        }
         let link = self.peers.entry(to).or_default().link.clone();
         let Some(link) = link else {
             let bytes = match body {
@@ -160,12 +163,17 @@ impl Node {
     }
 
     /// A link to a member stands: what waited for it goes out.
-    pub(crate) fn on_link(&mut self, peer: NodeId, link: FrameSender) {
+    ///
+    /// Returns the link's number, for [`Node::on_link_lost`].
+    pub(crate) fn on_link(&mut self, peer: NodeId, link: FrameSender) -> u64 {
+        let number = self.next_id();
         let entry = self.peers.entry(peer).or_default();
         for (message, bytes) in entry.backlog.drain(..) {
             link.send(&message, bytes.as_deref().unwrap_or(&[]));
         }
         entry.link = Some(link);
+        entry.number = number;
+        number
     }
 
     /// The members of the cluster changed: the node with the lower slot opens the link.
@@ -181,9 +189,9 @@ impl Node {
         self.members_changed.notify_waiters();
     }
 
-    /// The link to a member is gone.
-    pub(crate) fn on_link_lost(&mut self, peer: NodeId) {
-        if let Some(entry) = self.peers.get_mut(&peer) {
+    /// A link to a member is gone, perhaps after the next one stood.
+    pub(crate) fn on_link_lost(&mut self, peer: NodeId, number: u64) {
+        if let Some(entry) = self.peers.get_mut(&peer).filter(|p| p.number == number) {
             entry.link = None;
         }
     }
@@ -203,8 +211,9 @@ impl Node {
 
     fn on_fault(&mut self, space: SpaceId, address: u64, write: bool) {
         let Some(page) = self.memory.locate(space, address) else {
-            // Unmapped meanwhile; Memory::unmap lets the thread go.
-            return;
+            // Unmapped meanwhile, or nothing that the process ever told of.
+            tracing::debug!(space = space.0, address, "fault outside of attaches");
+            return self.memory.poison_at(space, address);
         };
         self.counters.faults += 1;
         let wanted = if write { Access::Write } else { Access::Read };
@@ -223,30 +232,23 @@ impl Node {
 
     /// Gives up cached pages if there are too many; whether it did anything.
     pub(crate) fn make_room(&mut self) -> bool {
-        let limit =
-            usize::try_from(self.budget / CACHE_SHARE / PAGE_SIZE as u64).unwrap_or(usize::MAX);
-        let limit = limit.max(CACHE_FLOOR);
-        if self.cached.len() <= limit {
-            return false;
-        }
+        let limit = usize::try_from(self.budget / CACHE_SHARE / PAGE_SIZE as u64);
+        let limit = limit.unwrap_or(usize::MAX).max(CACHE_FLOOR);
         let mut progress = false;
         for _ in 0..EVICTION_BATCH {
-            let Some(page) = self.cached.pop_front() else {
+            if self.cached.len() <= limit {
                 break;
-            };
-            if self.engine.access(page).is_none() || self.engine.is_home(page.extent()) {
-                progress = true;
-                continue;
             }
-            self.counters.evictions += 1;
-            self.leaving.insert(page);
-            self.drive(Input::Evict { page });
-            // Refused, or on its way: look again when its turn comes.
-            if self.leaving.contains(&page) {
-                self.cached.push_back(page);
-            } else {
-                progress = true;
+            let Some(page) = self.cached.pop() else { break };
+            if !self.engine.is_home(page.extent()) {
+                self.drive(Input::Evict { page });
+                if self.engine.access(page).is_some() {
+                    // Refused, or on its way home: look again when its turn comes.
+                    self.cached.push(page);
+                    continue;
+                }
             }
+            progress = true;
         }
         progress
     }
@@ -304,8 +306,7 @@ impl Node {
         self.memory.remove_segment(segment);
         self.arming.remove(&segment);
         self.policy.retain(|extent| extent.segment != segment);
-        self.cached.retain(|page| page.segment != segment);
-        self.leaving.retain(|page| page.segment != segment);
+        self.cached.remove_segment(segment);
     }
 
     /// A node asks for a page of an extent; if this is its home, perhaps it should be there.
@@ -323,16 +324,19 @@ impl Node {
     pub(crate) fn move_home(&mut self, extent: Extent, to: NodeId) {
         self.policy.forget(extent);
         self.drive(Input::MoveHome { extent, to });
-        // What this node keeps of the extent is a cache now.
-        let first = extent.first_page();
-        let pages = (first..first + EXTENT_PAGES).map(|index| Page {
-            segment: extent.segment,
-            index,
-        });
-        let kept: Vec<Page> = pages
-            .filter(|page| self.engine.access(*page).is_some())
-            .collect();
-        self.cached.extend(kept);
+    }
+
+    /// An extent has its home elsewhere now: what this node has of it is a cache.
+    fn cache_extent(&mut self, extent: Extent) {
+        for index in extent.first_page()..extent.first_page() + EXTENT_PAGES {
+            let page = Page {
+                segment: extent.segment,
+                index,
+            };
+            if self.engine.access(page).is_some() {
+                self.cached.push(page);
+            }
+        }
     }
 }
 

@@ -46,7 +46,6 @@ impl Node {
                 "faults": self.counters.faults,
                 "pages_sent": self.counters.pages_sent,
                 "pages_received": self.counters.pages_received,
-                "evictions": self.counters.evictions,
             },
             "coherence": self.engine.counters(),
         })

@@ -22,15 +22,14 @@ use crate::uffd::Uffd;
 
 /// How often address spaces that the kernel does not report the end of are looked at.
 const PROBE_INTERVAL: Duration = Duration::from_millis(50);
+/// Messages of one process after which others have a turn.
+const FAIR_SHARE: u64 = 16;
 /// Between attempts to reach a member that does not answer.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Whether an error on a nonblocking descriptor means "later".
 fn is_later(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-    )
+    error.kind() == io::ErrorKind::WouldBlock
 }
 
 /// Tells when a descriptor is readable. (Were it also asked when it is writable, every packet that
@@ -58,7 +57,10 @@ pub async fn accept_local(node: Shared, listener: Rc<AsyncFd<Socket>>) -> io::Re
         match listener.get_ref().accept() {
             Ok(socket) => {
                 let id = ConnectionId(node.borrow_mut().next_id());
-                let socket = Rc::new(watch(socket)?);
+                let Ok(socket) = watch(socket).map(Rc::new) else {
+                    tracing::error!("cannot watch a connection");
+                    continue;
+                };
                 let task = spawn_local(serve_connection(Rc::clone(&node), id, Rc::clone(&socket)));
                 node.borrow_mut()
                     .on_connect(id, socket, task.abort_handle());
@@ -74,7 +76,10 @@ pub async fn accept_local(node: Shared, listener: Rc<AsyncFd<Socket>>) -> io::Re
 }
 
 async fn serve_connection(node: Shared, id: ConnectionId, socket: Rc<AsyncFd<Socket>>) {
-    loop {
+    for turn in 1u64.. {
+        if turn.is_multiple_of(FAIR_SHARE) {
+            tokio::task::yield_now().await;
+        }
         let Ok(mut ready) = socket.readable().await else {
             break;
         };
@@ -307,10 +312,10 @@ async fn hear_peer(node: Shared, link: Link) {
             return;
         }
     };
-    {
+    let number = {
         let mut node = node.borrow_mut();
-        node.on_link(from, sender.clone());
-    }
+        node.on_link(from, sender.clone())
+    };
     loop {
         let frame = match receiver.next().await {
             Ok(frame) => frame,
@@ -328,7 +333,7 @@ async fn hear_peer(node: Shared, link: Link) {
             }
         }
     }
-    node.borrow_mut().on_link_lost(from);
+    node.borrow_mut().on_link_lost(from, number);
 }
 
 /// Reads the other node's greeting; returns its slot once the coordinator has named it a member.

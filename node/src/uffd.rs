@@ -30,6 +30,9 @@ const EVENT_PAGEFAULT: u8 = 0x12;
 const EVENT_FORK: u8 = 0x13;
 const EVENT_REMAP: u8 = 0x14;
 
+/// Events read at once.
+const BATCH: usize = 16;
+
 const USERFAULTFD_IOC_NEW: libc::c_ulong = 0xAA00;
 
 const fn iowr(number: u64, size: usize) -> libc::c_ulong {
@@ -185,11 +188,21 @@ impl Uffd {
     /// Those of `UFFDIO_API`: `EPERM` if this process may not see forks (`CAP_SYS_PTRACE`),
     /// `EINVAL` if the kernel lacks a feature or `fd` is something else.
     pub fn of_process(fd: OwnedFd) -> io::Result<Uffd> {
+        // Anything else could answer our ioctls and reads as it likes.
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+        if link.as_os_str() != "anon_inode:[userfaultfd]" {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let uffd = Uffd(fd);
         uffd.handshake(FEATURE_EVENT_FORK | FEATURE_EVENT_REMAP | FEATURE_THREAD_ID)?;
-        // SAFETY: plain fcntl on an owned descriptor; the sender may not have set the flag.
-        unsafe { libc::fcntl(uffd.0.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
+        uffd.set_nonblocking();
         Ok(uffd)
+    }
+
+    /// Who made it may not have set the flag, and a fork's descriptor has the flags of the first.
+    fn set_nonblocking(&self) {
+        // SAFETY: plain fcntl on an owned descriptor.
+        unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
     }
 
     fn handshake(&self, features: u64) -> io::Result<()> {
@@ -310,29 +323,35 @@ impl Uffd {
         )
     }
 
-    /// Reads the events that are there, up to `max`, without blocking.
+    /// Reads the events that are there, without blocking.
     ///
     /// # Errors
     /// Those of `read(2)` but `EAGAIN`, which is an empty answer.
-    pub fn events(&self, max: usize, events: &mut Vec<Event>) -> io::Result<()> {
-        const BATCH: usize = 16;
+    pub fn events(&self, events: &mut Vec<Event>) -> io::Result<()> {
+        while self.read_batch(events)? == BATCH {}
+        Ok(())
+    }
+
+    /// Reads up to [`BATCH`] events; returns how many. Fewer mean that there were no more.
+    fn read_batch(&self, events: &mut Vec<Event>) -> io::Result<usize> {
         let mut messages = [Message {
             event: 0,
             reserved: [0; 7],
             arg: [0; 3],
         }; BATCH];
-        let wanted = max.min(BATCH) * size_of::<Message>();
-        // SAFETY: the buffer has at least `wanted` bytes, and any bytes are a valid Message.
-        let got = unsafe { libc::read(self.0.as_raw_fd(), messages.as_mut_ptr().cast(), wanted) };
+        let size = size_of_val(&messages);
+        // SAFETY: the buffer has `size` bytes, and any bytes are a valid Message.
+        let got = unsafe { libc::read(self.0.as_raw_fd(), messages.as_mut_ptr().cast(), size) };
         let Ok(got) = usize::try_from(got) else {
             let error = io::Error::last_os_error();
             return if error.kind() == io::ErrorKind::WouldBlock {
-                Ok(())
+                Ok(0)
             } else {
                 Err(error)
             };
         };
-        for message in &messages[..got / size_of::<Message>()] {
+        let got = got / size_of::<Message>();
+        for message in &messages[..got] {
             let [a, b, c] = message.arg;
             match message.event {
                 EVENT_PAGEFAULT => events.push(Event::Fault {
@@ -345,7 +364,9 @@ impl Uffd {
                     #[allow(clippy::cast_possible_truncation, reason = "a 32-bit field")]
                     let fd = a as u32 as RawFd;
                     // SAFETY: reading the event made this descriptor for us.
-                    events.push(Event::Fork(Uffd(unsafe { OwnedFd::from_raw_fd(fd) })));
+                    let child = Uffd(unsafe { OwnedFd::from_raw_fd(fd) });
+                    child.set_nonblocking();
+                    events.push(Event::Fork(child));
                 }
                 EVENT_REMAP => events.push(Event::Remap {
                     from: a,
@@ -355,7 +376,7 @@ impl Uffd {
                 _ => {}
             }
         }
-        Ok(())
+        Ok(got)
     }
 }
 

@@ -71,9 +71,16 @@ pub enum ToNode {
         /// Start of an attach of this process.
         address: u64,
     },
-    /// A range is unmapped, after [`FromNode::Detaching`] or by the program's own `munmap`; not
-    /// answered. Attaches of which nothing is left have ended.
+    /// The mapping of a detach is gone; not answered. Something else may be there by now.
     Unmapped {
+        /// From [`FromNode::Detaching`].
+        attach: u64,
+    },
+    /// The program's own `munmap`: nothing is mapped any more in this range, which is reserved
+    /// until [`FromNode::Answer`] has come. Attaches of which nothing is left have ended.
+    Unmapping {
+        /// Echoed in the answer.
+        id: u64,
         /// Start of the range.
         address: u64,
         /// Its length in bytes, whole pages.
@@ -113,6 +120,8 @@ pub enum FromNode {
     Detaching {
         /// The request's id.
         id: u64,
+        /// The attach.
+        attach: u64,
         /// Length of the mapping in bytes, in whole pages.
         length: u64,
     },

@@ -28,9 +28,18 @@ pub fn call(call: Call) -> Result<Answer, Errno> {
     Session::begin()?.call(call, Raw::NONE)
 }
 
-/// Tells a daemon that is there something that it does not answer.
-pub fn tell(message: &ToNode) -> Result<(), Errno> {
-    Session::begin_with(Absent::Fail)?.tell(message, Raw::NONE, None)
+/// Tells a daemon that is there that nothing is mapped any more in a range, and waits until it
+/// has noted that.
+pub fn tell_unmapping(address: usize, length: usize) -> Result<(), Errno> {
+    let session = Session::begin_with(Absent::Fail)?;
+    let id = process::request_id();
+    let message = ToNode::Unmapping {
+        id,
+        address: address as u64,
+        length: length as u64,
+    };
+    session.tell(&message, Raw::NONE, None)?;
+    session.outcome(id, Patience::Endless).map(drop)
 }
 
 /// Tells a daemon that is there about this process.

@@ -104,19 +104,19 @@ pub fn detach(address: usize) -> Result<isize, Errno> {
         Raw::NONE,
     )?;
     match session.reply(id, Patience::Endless)?.message {
-        FromNode::Detaching { length, .. } => {
-            let mapping = Mapping {
+        FromNode::Detaching { attach, length, .. } => {
+            Mapping {
                 address,
                 length: length as usize,
-            };
-            mapping.unmap();
+            }
+            .unmap();
             // The count only says whether a fork child has something to tell; it may not wrap
             // where a raw clone's child detaches what it never counted.
             let _ = ATTACHES.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
                 count.checked_sub(1)
             });
             // The detach has taken place, also if the daemon has gone meanwhile.
-            let _ = session.tell(&mapping.gone(), Raw::NONE, None);
+            let _ = session.tell(&ToNode::Unmapped { attach }, Raw::NONE, None);
             Ok(0)
         }
         FromNode::Answer {
@@ -129,17 +129,21 @@ pub fn detach(address: usize) -> Result<isize, Errno> {
 
 /// `munmap(2)`, by which a program may end an attach, or a part of it.
 ///
+/// Where the range may be of an attach, it is emptied, stays reserved until the daemon has
+/// forgotten what was there, and only then is free for another thread's `shmat`.
+///
 /// # Safety
 /// As for `munmap`: the program vouches that it does not use the range any more.
 pub unsafe fn unmap(address: usize, length: usize) -> Result<isize, Errno> {
-    // SAFETY: by the caller.
-    unsafe { sys::munmap(address, length) }?;
-    let length = length.next_multiple_of(PAGE_SIZE);
-    if REACH.overlaps(address, length) {
-        // The range is unmapped, also if there is no daemon to tell.
-        let _ = client::tell(&Mapping { address, length }.gone());
+    let whole = length.next_multiple_of(PAGE_SIZE);
+    if address.is_multiple_of(PAGE_SIZE) && length > 0 && REACH.overlaps(address, whole) {
+        // SAFETY: by the caller.
+        unsafe { sys::reserve_over(address, whole) }?;
+        // If there is no daemon, there is nobody to tell.
+        let _ = client::tell_unmapping(address, whole);
     }
-    Ok(0)
+    // SAFETY: by the caller.
+    unsafe { sys::munmap(address, length) }.map(|()| 0)
 }
 
 /// `shmctl(2)`.
@@ -263,14 +267,6 @@ impl Mapping {
         // SAFETY: the mapping is the segment's.
         sys::check(unsafe { libc::mprotect(self.address as *mut c_void, self.length, protection) })
             .map(drop)
-    }
-
-    /// Tells the daemon that the range is no longer mapped.
-    fn gone(&self) -> ToNode {
-        ToNode::Unmapped {
-            address: self.address as u64,
-            length: self.length as u64,
-        }
     }
 
     fn unmap(&self) {

@@ -117,6 +117,33 @@ pub fn unmap(memory: *mut c_void, length: usize) {
     let _ = unsafe { munmap(memory as usize, length) };
 }
 
+/// Replaces whatever is mapped in a range of whole pages by nothing that can be accessed.
+///
+/// # Safety
+/// As for [`munmap`].
+///
+/// # Errors
+/// Those of `mmap(2)`.
+pub unsafe fn reserve_over(address: usize, length: usize) -> Result<(), Errno> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    // SAFETY: by the caller.
+    let result = unsafe {
+        libc::mmap(
+            address as *mut c_void,
+            length,
+            libc::PROT_NONE,
+            flags,
+            -1,
+            0,
+        )
+    };
+    if result == libc::MAP_FAILED {
+        Err(errno())
+    } else {
+        Ok(())
+    }
+}
+
 /// The kernel's `munmap(2)`, past our own.
 ///
 /// # Safety

@@ -300,9 +300,10 @@ fn serve(socket: &OwnedFd, connection: usize, script: Script, state: &Arc<Mutex<
             ToNode::Detach { id, address } => {
                 let attach = state.lock().unwrap().attaches.get(&address).copied();
                 match attach {
-                    Some(_) => send(
+                    Some(attach) => send(
                         FromNode::Detaching {
                             id,
+                            attach,
                             length: SIZE.next_multiple_of(4096),
                         },
                         &[],
@@ -318,6 +319,14 @@ fn serve(socket: &OwnedFd, connection: usize, script: Script, state: &Arc<Mutex<
                     ),
                 }
             }
+            ToNode::Unmapping { id, .. } => send(
+                FromNode::Answer {
+                    id,
+                    outcome: Ok(Answer::Value(0)),
+                },
+                &[],
+                None,
+            ),
             ToNode::Unmapped { .. } | ToNode::Status { .. } => {}
         }
     }
