@@ -1,0 +1,129 @@
+/*
+ * A process that makes the System V calls which it is told on standard input, one a line, and
+ * answers each by a line: `ok`, a value, or the name of the errno. It has at most one segment and
+ * one semaphore.
+ *
+ *   segment KEY BYTES   shmget(IPC_CREAT), shmat      fill V      V to both ends of every page
+ *   attach, detach      of the same segment           check V     `ok` if it is there
+ *   nattch              shmctl(IPC_STAT)              remove      shmctl(IPC_RMID)
+ *   semaphore KEY       semget(IPC_CREAT)             change D    semop
+ *   value               semctl(GETVAL)                lock D      semop with SEM_UNDO
+ *   waiters             semctl(GETNCNT)               forget      semctl(IPC_RMID)
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ipc.h>
+#include <sys/sem.h>
+#include <sys/shm.h>
+#include <unistd.h>
+
+enum { PAGE = 4096, WORDS = PAGE / sizeof(long), LIFE = 200 /* seconds */ };
+
+static int segment, set;
+static size_t size;
+static volatile long *memory;
+
+static long fill(long value)
+{
+    for (size_t page = 0; page < size / PAGE; page++) {
+        memory[page * WORDS] = value;
+        memory[page * WORDS + WORDS - 1] = value;
+    }
+    return 0;
+}
+
+static void check(long value)
+{
+    for (size_t page = 0; page < size / PAGE; page++)
+        for (size_t word = 0; word < WORDS; word += WORDS - 1) {
+            long found = memory[page * WORDS + word];
+            if (found != value) {
+                printf("page %zu word %zu is %ld\n", page, word, found);
+                return;
+            }
+        }
+    puts("ok");
+}
+
+static long attach(void)
+{
+    void *address = shmat(segment, NULL, 0);
+    memory = address;
+    return address == (void *)-1 ? -1 : 0;
+}
+
+static long nattch(void)
+{
+    struct shmid_ds status;
+    return shmctl(segment, IPC_STAT, &status) == 0 ? (long)status.shm_nattch : -1;
+}
+
+static long change(long delta, short flags)
+{
+    return semop(set, &(struct sembuf){.sem_op = (short)delta, .sem_flg = flags}, 1);
+}
+
+static void answer(long result)
+{
+    puts(result == -1 ? strerrorname_np(errno) : "ok");
+}
+
+static void answer_value(long result)
+{
+    if (result == -1)
+        answer(result);
+    else
+        printf("%ld\n", result);
+}
+
+static int obey(const char *verb, long first, long second)
+{
+    if (strcmp(verb, "segment") == 0) {
+        size = (size_t)second;
+        segment = shmget((key_t)first, size, IPC_CREAT | 0600);
+        answer(segment == -1 ? -1 : attach());
+    } else if (strcmp(verb, "attach") == 0)
+        answer(attach());
+    else if (strcmp(verb, "detach") == 0)
+        answer(shmdt((const void *)memory));
+    else if (strcmp(verb, "fill") == 0)
+        answer(fill(first));
+    else if (strcmp(verb, "check") == 0)
+        check(first);
+    else if (strcmp(verb, "nattch") == 0)
+        answer_value(nattch());
+    else if (strcmp(verb, "remove") == 0)
+        answer(shmctl(segment, IPC_RMID, NULL));
+    else if (strcmp(verb, "semaphore") == 0)
+        answer(set = semget((key_t)first, 1, IPC_CREAT | 0600));
+    else if (strcmp(verb, "change") == 0)
+        answer(change(first, 0));
+    else if (strcmp(verb, "lock") == 0)
+        answer(change(first, SEM_UNDO));
+    else if (strcmp(verb, "value") == 0)
+        answer_value(semctl(set, 0, GETVAL));
+    else if (strcmp(verb, "waiters") == 0)
+        answer_value(semctl(set, 0, GETNCNT));
+    else if (strcmp(verb, "forget") == 0)
+        answer(semctl(set, 0, IPC_RMID));
+    else
+        return 0;
+    return 1;
+}
+
+int main(void)
+{
+    char line[100], verb[20];
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    alarm(LIFE); /* nobody waits for ever for an answer */
+    while (fgets(line, sizeof line, stdin) != NULL) {
+        long first = 0, second = 0;
+        if (sscanf(line, "%19s %li %li", verb, &first, &second) < 1 ||
+            !obey(verb, first, second)) {
+            fprintf(stderr, "sysv: cannot do: %s", line);
+            return 2;
+        }
+    }
+    return 0;
+}

@@ -1,0 +1,155 @@
+//! Programs on one machine: `LD_PRELOAD`, and nothing else.
+
+use std::fs;
+
+use migshm_tests::{Outcome, Process, Solo, eventually, is_root_for, program, run};
+
+/// Programs of `c-tests`, and options that make their work short.
+const PROGRAMS: &[(&str, &[&str])] = &[
+    ("basic", &[]),
+    ("ops", &[]),
+    ("fork", &[]),
+    ("syscallraw", &["--ops", "500"]),
+    ("undo", &["--rounds", "20"]),
+    ("killattach", &["--rounds", "20"]),
+    ("threads", &["--ops", "500"]),
+    ("kernelio", &[]),
+    ("churn", &["--objects", "50", "--seconds", "1"]),
+    ("counter", &["--ops", "1000"]),
+    ("prodcons", &["--ops", "1000"]),
+    ("multi", &["--ops", "300"]),
+    ("waitzero", &["--rounds", "50"]),
+    ("litmus", &["--rounds", "10000"]),
+    ("mcs", &["--ops", "2000"]),
+    ("queue", &["--ops", "2000"]),
+    ("seqlock", &["--ops", "2000"]),
+    ("pthread_mutex", &["--ops", "1000"]),
+    ("latecomer", &["--rounds", "10"]),
+    ("bigseg", &["--ops", "1000"]),
+    ("heat", &["--steps", "50"]),
+];
+
+#[test]
+fn unmodified_programs_find_all_they_expect() {
+    let solo = Solo::new();
+    for (name, options) in PROGRAMS {
+        run(solo.program(name).args(*options)).succeeded();
+    }
+    assert_eq!(solo.daemons().len(), 1);
+}
+
+#[test]
+fn a_daemon_goes_when_nothing_needs_it() {
+    let solo = Solo::new();
+    let mut process = Process::start(&mut solo.program("sysv"));
+    process.obey("segment 1 4096");
+    process.obey("fill 7");
+    assert_eq!(solo.daemons().len(), 1);
+    process.kill();
+
+    // The segment needs it: as in the kernel, it outlives its creator.
+    let mut process = Process::start(&mut solo.program("sysv"));
+    process.obey("segment 1 4096");
+    process.obey("check 7");
+    process.obey("remove");
+    process.kill();
+    eventually("the daemon goes", || solo.daemons().is_empty());
+    assert!(!solo.runtime_dir().join("node.sock").exists());
+}
+
+#[test]
+fn programs_started_at_once_start_one_daemon() {
+    let solo = Solo::new();
+    let mut processes: Vec<Process> = (0..20)
+        .map(|_| Process::start(&mut solo.program("sysv")))
+        .collect();
+    for process in &mut processes {
+        process.tell("segment 1 4096");
+    }
+    for process in &mut processes {
+        assert_eq!(process.answer(), "ok");
+    }
+    assert_eq!(solo.daemons().len(), 1);
+    assert_eq!(processes[0].ask("nattch"), "20");
+    let log = fs::read_to_string(solo.runtime_dir().join("node.log")).unwrap();
+    assert_eq!(log.matches("serving").count(), 1, "{log}");
+}
+
+#[test]
+fn a_program_without_system_v_ipc_starts_no_daemon() {
+    let solo = Solo::new();
+    run(solo.preloaded("ls").arg("/")).succeeded();
+    assert!(!solo.runtime_dir().exists());
+}
+
+#[test]
+fn a_user_without_privileges_has_a_daemon_of_his_own() {
+    if !is_root_for("becoming another user") {
+        return;
+    }
+    let solo = Solo::for_all_users();
+    let as_nobody = |name: &str, options: &[&str]| -> Outcome {
+        let mut command = solo.preloaded("setpriv");
+        command
+            .args(["--reuid=nobody", "--regid=nogroup", "--clear-groups"])
+            .arg(solo.install(&program(name)))
+            .args(options);
+        run(&mut command)
+    };
+    as_nobody("basic", &[]).succeeded();
+    as_nobody("ops", &[]).succeeded();
+    // Not `fork`, part of which is raw clone(2): that is seen with /dev/userfaultfd only.
+    as_nobody("killattach", &["--rounds", "20"]).succeeded();
+    as_nobody("counter", &["--ops", "500", "--undo"]).succeeded();
+    let [daemon] = solo.daemons()[..] else {
+        panic!("not one daemon: {:?}", solo.daemons());
+    };
+    let status = fs::read_to_string(format!("/proc/{daemon}/status")).unwrap();
+    assert!(status.contains("Uid:\t65534\t65534\t"), "{status}");
+}
+
+#[test]
+fn no_system_v_call_reaches_the_kernel() {
+    let solo = Solo::new();
+    let trace = solo.file("trace");
+    for (name, options) in [
+        ("syscallraw", &["--ops", "100"][..]),
+        ("ops", &[]),
+        ("basic", &[]),
+        ("fork", &[]),
+    ] {
+        let mut strace = migshm_tests::command("strace");
+        strace.args(["-f", "-qq", "-e", "trace=%ipc", "-e", "signal=none", "-o"]);
+        strace.arg(&trace);
+        for (name, value) in solo.preloaded("").get_envs() {
+            if let Some(value) = value {
+                let mut setting = name.to_owned();
+                setting.push("=");
+                setting.push(value);
+                strace.arg("-E").arg(setting);
+            }
+        }
+        run(strace.arg(program(name)).args(options)).succeeded();
+        let calls = fs::read_to_string(&trace).unwrap();
+        assert!(!calls.contains('('), "{name}: {calls}");
+    }
+}
+
+#[test]
+fn the_kernel_keeps_no_object() {
+    if !is_root_for("a private IPC namespace") {
+        return;
+    }
+    let solo = Solo::new();
+    let script = r#"printf 'segment 1 4096\nsemaphore 1\nfill 1\n' | "$0"
+        cat /proc/sysvipc/shm /proc/sysvipc/sem"#;
+    let mut command = solo.preloaded("unshare");
+    command
+        .args(["--ipc", "sh", "-c", script])
+        .arg(program("sysv"));
+    let outcome = run(&mut command).succeeded();
+    let lines: Vec<&str> = outcome.stdout.lines().collect();
+    assert_eq!(lines[..3], ["ok", "ok", "ok"], "{outcome}");
+    // Two headings.
+    assert_eq!(lines[3..].len(), 2, "{outcome}");
+}

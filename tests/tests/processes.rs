@@ -1,0 +1,96 @@
+//! Processes that die, on one node as seen from another.
+
+use migshm_tests::{Lab, eventually};
+
+#[test]
+fn locks_survive_holders_that_are_killed_anywhere() {
+    let lab = Lab::new(3);
+    lab.spread("undo", 3, &["--rounds", "20"]);
+    lab.spread("killattach", 3, &["--rounds", "20"]);
+}
+
+#[test]
+fn a_killed_holder_lets_a_waiter_on_another_node_go_on() {
+    let lab = Lab::new(2);
+    let mut holder = lab.start(1, "sysv");
+    let mut waiter = lab.start(2, "sysv");
+    holder.obey("semaphore 1");
+    waiter.obey("semaphore 1");
+    holder.obey("change 1");
+    holder.obey("lock -1");
+    waiter.tell("lock -1");
+    eventually("it waits", || holder.ask("waiters") == "1");
+    holder.kill();
+    assert_eq!(waiter.answer(), "ok");
+    assert_eq!(waiter.ask("value"), "0");
+    waiter.obey("forget");
+}
+
+#[test]
+fn a_killed_waiter_takes_nothing() {
+    let lab = Lab::new(2);
+    let mut giver = lab.start(1, "sysv");
+    let mut waiter = lab.start(2, "sysv");
+    giver.obey("semaphore 1");
+    waiter.obey("semaphore 1");
+    waiter.tell("change -1");
+    eventually("it waits", || giver.ask("waiters") == "1");
+    waiter.kill();
+    eventually("it waits no more", || giver.ask("waiters") == "0");
+    giver.obey("change 1");
+    assert_eq!(giver.ask("value"), "1");
+    giver.obey("forget");
+}
+
+#[test]
+fn a_removed_semaphore_wakes_its_waiters_everywhere() {
+    let lab = Lab::new(3);
+    let mut remover = lab.start(1, "sysv");
+    remover.obey("semaphore 1");
+    let mut waiters: Vec<_> = (1..=3).map(|node| lab.start(node, "sysv")).collect();
+    for waiter in &mut waiters {
+        waiter.obey("semaphore 1");
+        waiter.tell("change -1");
+    }
+    eventually("they wait", || remover.ask("waiters") == "3");
+    remover.obey("forget");
+    for mut waiter in waiters {
+        assert_eq!(waiter.answer(), "EIDRM");
+    }
+}
+
+#[test]
+fn attaches_of_a_killed_process_are_counted_off() {
+    let lab = Lab::new(2);
+    let mut observer = lab.start(1, "sysv");
+    observer.obey("segment 1 8192");
+    observer.obey("fill 1");
+    for round in 2..12 {
+        let mut victim = lab.start(2, "sysv");
+        victim.obey("segment 1 8192");
+        victim.obey("attach");
+        victim.obey(&format!("fill {round}"));
+        assert_eq!(observer.ask("nattch"), "3");
+        victim.kill();
+        eventually("its attaches end", || observer.ask("nattch") == "1");
+        // What it wrote stays.
+        observer.obey(&format!("check {round}"));
+    }
+    observer.obey("remove");
+}
+
+#[test]
+fn a_removed_segment_goes_with_its_last_process() {
+    let lab = Lab::new(2);
+    let mut first = lab.start(1, "sysv");
+    let mut last = lab.start(2, "sysv");
+    first.obey("segment 1 8192");
+    last.obey("segment 1 8192");
+    first.obey("fill 5");
+    first.obey("remove");
+    first.kill();
+    last.obey("check 5");
+    eventually("one attach is left", || last.ask("nattch") == "1");
+    last.kill();
+    eventually("it is gone", || lab.ipcs()["sharedmemory"][0].is_null());
+}
