@@ -126,9 +126,11 @@ fn daemons_say_what_they_lack() {
 #[test]
 fn a_program_that_cannot_be_preloaded_is_not_started() {
     // The library lies beside the command.
-    let directory = tempfile::tempdir().unwrap();
+    // A link, not a copy: a file that was written while another thread forks is busy for exec.
+    let built = Path::new(env!("CARGO_BIN_EXE_migshm"));
+    let directory = tempfile::tempdir_in(built.parent().unwrap()).unwrap();
     let command = directory.path().join("migshm");
-    fs::copy(env!("CARGO_BIN_EXE_migshm"), &command).unwrap();
+    fs::hard_link(built, &command).unwrap();
     let run = |program: &str| output(Command::new(&command).args(["run", "--", program]));
     let (status, _, error) = run("true");
     assert_eq!(status, Some(1));

@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use migshm_coordinator::Core;
 use migshm_protocol::control::{FromCoordinator, ToCoordinator};
+use migshm_protocol::local::SOCKET;
 use migshm_protocol::{NodeId, VERSION};
 use migshm_transport::{Endpoint, FrameReceiver, FrameSender, Identity, LinkError, Peer};
 use tokio::io::unix::AsyncFd;
@@ -238,6 +239,10 @@ async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = look.tick(), if config.autostart => {
+                if !directory.join(SOCKET).exists() {
+                    tracing::warn!("the runtime directory is gone: no process finds this daemon any more");
+                    break;
+                }
                 let was_idle = std::mem::replace(&mut idle, node.borrow().is_idle());
                 if idle && was_idle && leave(&node, &listener, &directory)? {
                     break;
@@ -264,7 +269,7 @@ fn leave(
     if !node.borrow().is_idle() || listener.get_ref().has_callers() {
         return Ok(false);
     }
-    std::fs::remove_file(directory.join(migshm_protocol::local::SOCKET))?;
+    std::fs::remove_file(directory.join(SOCKET))?;
     Ok(true)
 }
 
