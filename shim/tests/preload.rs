@@ -15,6 +15,13 @@ mod fake_node;
 
 use fake_node::{FakeNode, Heard, Script};
 
+/// Copies a program, in a process of its own: a file that this process has open for writing while
+/// another thread forks is busy for exec.
+fn copy_program(from: &std::path::Path, to: &std::path::Path) {
+    let status = std::process::Command::new("cp").args([from, to]).status();
+    assert!(status.expect("cp").success());
+}
+
 #[test]
 fn every_function_works_from_everywhere() {
     let place = Place::new();
@@ -218,7 +225,7 @@ fn the_daemon_is_found_beside_the_library() {
     let place = Place::new();
     let library = place.dir().join("libmigshm.so");
     std::fs::copy(shim(), &library).expect("copy");
-    std::fs::copy(fake_program(), place.dir().join("migshm")).expect("copy");
+    copy_program(&fake_program(), &place.dir().join("migshm"));
     succeeds(
         place
             .command(&compile("calls.c", &[]))
@@ -242,7 +249,7 @@ fn a_private_directory_of_another_user_is_refused() {
     let library = place.dir().join("libmigshm.so");
     std::fs::copy(shim(), &library).expect("copy");
     let program = place.dir().join("nobody");
-    std::fs::copy(compile("nobody.c", &[]), &program).expect("copy");
+    copy_program(&compile("nobody.c", &[]), &program);
     let mut command = place.command(&program);
     command
         .env_remove("MIGSHM_RUNTIME_DIR")
