@@ -12,7 +12,6 @@ const PROGRAMS: &[(&str, &[&str])] = &[
     ("syscallraw", &["--ops", "500"]),
     ("undo", &["--rounds", "20"]),
     ("killattach", &["--rounds", "20"]),
-    ("threads", &["--ops", "500"]),
     ("kernelio", &[]),
     ("churn", &["--objects", "50", "--seconds", "1"]),
     ("counter", &["--ops", "1000"]),
@@ -36,6 +35,14 @@ fn unmodified_programs_find_all_they_expect() {
         run(solo.program(name).args(*options)).succeeded();
     }
     assert_eq!(solo.daemons().len(), 1);
+}
+
+#[test]
+fn a_detach_in_one_thread_leaves_the_attach_of_another_alone() {
+    let solo = Solo::new();
+    for _ in 0..5 {
+        run(solo.program("threads").args(["--ops", "1000"])).succeeded();
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use migshm_protocol::ids::MAX_NODES;
+use migshm_protocol::ids::{EXTENT_PAGES, MAX_NODES};
 use migshm_protocol::page::{Access, Contents, PageMessage};
 use migshm_protocol::{Extent, NodeId, Page};
 
@@ -82,8 +82,10 @@ impl<D> Work<D> {
     }
 }
 
-/// A node has at most one request and one write-back of a page under way.
+/// What can wait for a page: a node has at most one request and one write-back of it under way.
 const MAX_QUEUED: usize = 2 * MAX_NODES;
+/// What can wait for an extent whose home moves.
+const MAX_QUEUED_FOR_MOVE: usize = EXTENT_PAGES as usize * MAX_QUEUED;
 
 impl<D> Engine<D> {
     pub(super) fn request(
@@ -136,15 +138,17 @@ impl<D> Engine<D> {
         let Some(directory) = &self.extent_mut(page.extent()).directory else {
             return;
         };
-        let queue = if directory.moving {
-            self.moves.get_mut(&page.extent()).map(|m| &mut m.queue)
+        let (queue, limit) = if directory.moving {
+            let moving = self.moves.get_mut(&page.extent());
+            (moving.map(|m| &mut m.queue), MAX_QUEUED_FOR_MOVE)
         } else if directory.entries[slot(page)].busy {
-            self.transactions.get_mut(&page).map(|t| &mut t.queue)
+            let transaction = self.transactions.get_mut(&page);
+            (transaction.map(|t| &mut t.queue), MAX_QUEUED)
         } else {
             return self.work(cx, work);
         };
         match queue {
-            Some(queue) if queue.len() < MAX_QUEUED => queue.push_back(work),
+            Some(queue) if queue.len() < limit => queue.push_back(work),
             _ => self.protocol_error(),
         }
     }

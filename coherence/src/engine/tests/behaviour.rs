@@ -1,5 +1,6 @@
 //! What users of the engine can rely on, one run each.
 
+use migshm_protocol::ids::EXTENT_PAGES;
 use migshm_protocol::page::{Access, Contents, PageMessage};
 
 use super::cluster::{Cluster, EXTENT, node, page};
@@ -135,6 +136,28 @@ fn a_former_home_passes_requests_on_and_the_requester_learns_the_home() {
         settle(&mut cluster);
         assert!(cluster.hosts[2].frames[index].access.is_some());
         assert_eq!(cluster.hosts[0].engine.counters().relays, relays);
+    }
+}
+
+#[test]
+fn a_move_keeps_whatever_is_asked_for_meanwhile() {
+    const PAGES: usize = EXTENT_PAGES as usize;
+    let mut cluster = Cluster::new(3, PAGES, Some(node(0)), 0);
+    cluster.touch(NOW, 1, 0, Access::Write);
+    settle(&mut cluster);
+    let to = node(1);
+    cluster.handle(NOW, 0, Input::MoveHome { extent: EXTENT, to });
+    for index in 0..PAGES {
+        cluster.touch(NOW, 2, index, Access::Write);
+    }
+    let requests = cluster.channel(2, 0);
+    for _ in 0..PAGES {
+        cluster.deliver(NOW, requests);
+    }
+    settle(&mut cluster);
+    for index in 0..PAGES {
+        let access = cluster.hosts[2].engine.access(page(index));
+        assert_eq!(access, Some(Access::Write), "page {index}");
     }
 }
 
