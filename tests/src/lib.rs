@@ -37,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Waits until a condition holds.
 ///
 /// # Panics
-/// If it does not within [`PATIENCE`].
+/// If it does not within a generous time.
 #[track_caller]
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
