@@ -151,12 +151,13 @@ async fn cluster(args: &Args, program: &Path, directory: &Path) -> anyhow::Resul
     lab.start().await?;
     let control = UnixListener::bind(directory.join(labctl::SOCKET))?;
     spawn_local(serve_control(control, Rc::new(lab)));
-    command(&args.command, program, directory).await
+    command(&args.command, args.nodes, program, directory).await
 }
 
 /// Runs the lab's command to its end, or until this process is told to end.
 async fn command(
     command: &[OsString],
+    nodes: u16,
     program: &Path,
     directory: &Path,
 ) -> anyhow::Result<ExitCode> {
@@ -169,6 +170,7 @@ async fn command(
     command
         .args(arguments)
         .env(VARIABLE, directory)
+        .env("MIGSHM_LAB_NODES", nodes.to_string())
         .env("MIGSHM_RUNTIME_DIR", directory.join("node1"))
         .env("PATH", std::env::join_paths(search)?)
         .env_remove("MIGSHM_COORDINATOR");
