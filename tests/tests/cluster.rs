@@ -66,11 +66,27 @@ fn nodes_compute_what_one_process_computes() {
 }
 
 #[test]
+#[ignore = "known bug: a link between living nodes can die in a burst of pages; programs then hang"]
 fn a_segment_may_be_larger_than_the_memory_of_any_node() {
     let lab = Lab::with(4, &["--memory", "16M"]);
-    lab.spread("bigseg", 4, &["--mib", "20", "--ops", "100"]);
+    lab.spread("bigseg", 4, &["--mib", "32", "--ops", "500"]);
     let gave_up = |node| lab.status(node)["coherence"]["write_backs"].as_u64();
     assert!((1..=4).any(|node| gave_up(node) > Some(0)));
+}
+
+#[test]
+#[ignore = "known bug: a link between living nodes can die in a burst of pages; programs then hang"]
+fn no_link_between_living_nodes_breaks_under_a_burst_of_pages() {
+    for _ in 0..5 {
+        let lab = Lab::with(4, &["--memory", "16M"]);
+        let options = ["--mib", "32", "--ops", "100", "--timeout", "60"];
+        lab.spread("bigseg", 4, &options);
+        for node in 1..=4 {
+            let log = lab.directory().join(format!("node{node}.log"));
+            let log = std::fs::read_to_string(log).expect("the lab's log");
+            assert!(!log.contains("ERROR"), "{log}");
+        }
+    }
 }
 
 #[test]
