@@ -66,7 +66,6 @@ fn nodes_compute_what_one_process_computes() {
 }
 
 #[test]
-#[ignore = "known bug: a link between living nodes can die in a burst of pages; programs then hang"]
 fn a_segment_may_be_larger_than_the_memory_of_any_node() {
     let lab = Lab::with(4, &["--memory", "16M"]);
     lab.spread("bigseg", 4, &["--mib", "32", "--ops", "500"]);
@@ -75,7 +74,6 @@ fn a_segment_may_be_larger_than_the_memory_of_any_node() {
 }
 
 #[test]
-#[ignore = "known bug: a link between living nodes can die in a burst of pages; programs then hang"]
 fn no_link_between_living_nodes_breaks_under_a_burst_of_pages() {
     for _ in 0..5 {
         let lab = Lab::with(4, &["--memory", "16M"]);

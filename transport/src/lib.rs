@@ -27,6 +27,6 @@ pub mod pki;
 mod tuning;
 
 pub use endpoint::{Endpoint, EndpointError, Incoming};
-pub use link::{Frame, FrameReceiver, FrameSender, Link, LinkError};
+pub use link::{Datagrams, Frame, FrameReceiver, FrameSender, Link, LinkError};
 pub use peer::{BadName, Peer};
 pub use pki::{Identity, PkiError};

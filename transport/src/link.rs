@@ -48,6 +48,15 @@ pub struct Link {
     pub receiver: FrameReceiver,
 }
 
+/// What a link has moved, in UDP datagrams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Datagrams {
+    /// Given to the kernel.
+    pub sent: u64,
+    /// Received.
+    pub received: u64,
+}
+
 /// Why a link could not be made, or was lost.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LinkError {
@@ -225,6 +234,16 @@ impl FrameSender {
     /// Resolves when the link is lost, with the reason.
     pub async fn lost(&self) -> LinkError {
         self.0.connection.closed().await.into()
+    }
+
+    /// Datagrams that this side has given to the kernel and that it has received.
+    #[must_use]
+    pub fn datagrams(&self) -> Datagrams {
+        let statistics = self.0.connection.stats();
+        Datagrams {
+            sent: statistics.udp_tx.datagrams,
+            received: statistics.udp_rx.datagrams,
+        }
     }
 
     /// The smoothed round trip.

@@ -39,10 +39,18 @@ const WINDOW: u32 = 32 << 20;
 /// first fault after a join should not wait for slow start.
 const INITIAL_WINDOW: u64 = 256 << 10;
 
-/// Largest datagram that is tried, in bytes: three pages and their headers, where the path's MTU
-/// allows (loopback; jumbo frames stop below it). Discovery finds what the path carries. A page
-/// in one datagram arrives several microseconds sooner than in three.
-const MAX_DATAGRAM: u16 = 12 << 10;
+/// Datagrams that quinn gives to the kernel in one buffer, for it to cut (`MAX_TRANSMIT_SEGMENTS`
+/// in quinn's `connection.rs`; not exported).
+const BATCH: u16 = 10;
+
+/// Largest payload of one UDP datagram over IPv4, in bytes, and so the bound on a batch: the
+/// kernel refuses a larger buffer with `EMSGSIZE`, which quinn takes for a lost MTU probe.
+const MAX_UDP_PAYLOAD: u16 = 65_507;
+
+/// Largest datagram that is tried, in bytes, where the path's MTU allows it (loopback, jumbo
+/// frames). Discovery finds what the path carries. A page and its headers in one datagram arrive
+/// several microseconds sooner than in three.
+const MAX_DATAGRAM: u16 = MAX_UDP_PAYLOAD / BATCH;
 
 /// Kernel buffers of the socket, in bytes: a burst of grants from many nodes must not be lost
 /// while the daemon handles a fault.
