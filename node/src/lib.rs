@@ -45,6 +45,10 @@ use crate::uffd::Uffd;
 /// outlives its last use, at most twice over.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// Turns of the scheduler, each of up to 61 tasks, after which a busy daemon looks for news: faults
+/// and datagrams must not wait for thousands of packets of a process that floods it.
+const EVENT_INTERVAL: u32 = 1;
+
 /// What a node daemon is told.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -138,6 +142,7 @@ pub fn run(config: Config) -> Result<(), Error> {
     let mut ready = Ready::new(config.ready_fd);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .event_interval(EVENT_INTERVAL)
         .build()?;
     let result = LocalSet::new().block_on(&runtime, serve(config, &mut ready));
     if let Err(error) = &result {

@@ -53,6 +53,8 @@ impl OwnsDescriptor for Rc<Uffd> {}
 /// Accepts local processes, for ever.
 pub async fn accept_local(node: Shared, listener: Rc<AsyncFd<Socket>>) -> io::Result<()> {
     loop {
+        // One at a time: a crowd that connects and leaves must not keep the others waiting.
+        tokio::task::yield_now().await;
         let mut ready = listener.readable().await?;
         match listener.get_ref().accept() {
             Ok(socket) => {
