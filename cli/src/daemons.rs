@@ -1,8 +1,9 @@
 //! `migshm coordinator` and `migshm node`.
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::os::fd::FromRawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -35,7 +36,7 @@ pub struct CoordinatorArgs {
 #[derive(Debug, clap::Args)]
 pub struct NodeArgs {
     /// The cluster's coordinator [default: none, serve this machine alone].
-    #[arg(long, value_name = "ADDR:PORT", env = "MIGSHM_COORDINATOR")]
+    #[arg(long, value_name = "HOST[:PORT]", env = "MIGSHM_COORDINATOR", value_parser = with_port)]
     coordinator: Option<String>,
     /// Where the socket for local programs is [default: /run/migshm for root, $XDG_RUNTIME_DIR/migshm or /tmp/migshm-UID for others].
     #[arg(long, value_name = "DIR", env = "MIGSHM_RUNTIME_DIR")]
@@ -63,6 +64,18 @@ pub struct NodeArgs {
     /// Inherited pipe on which to tell that the daemon serves ('+'), or why it cannot.
     #[arg(long, value_name = "FD", hide = true)]
     ready_fd: Option<i32>,
+}
+
+/// A coordinator's address, with [`COORDINATOR_PORT`] unless it names another.
+fn with_port(address: &str) -> Result<String, Infallible> {
+    let port = COORDINATOR_PORT;
+    Ok(if address.parse::<Ipv6Addr>().is_ok() {
+        format!("[{address}]:{port}")
+    } else if address.contains(':') && !address.ends_with(']') {
+        address.to_owned()
+    } else {
+        format!("{address}:{port}")
+    })
 }
 
 /// Serves nodes until SIGINT or SIGTERM.
@@ -114,4 +127,23 @@ pub fn node(args: NodeArgs) -> anyhow::Result<ExitCode> {
         ready_fd: args.ready_fd,
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_coordinator_needs_no_port() {
+        for (given, meant) in [
+            ("head", "head:7411"),
+            ("head:1", "head:1"),
+            ("10.0.0.1", "10.0.0.1:7411"),
+            ("::1", "[::1]:7411"),
+            ("[::1]", "[::1]:7411"),
+            ("[::1]:1", "[::1]:1"),
+        ] {
+            assert_eq!(with_port(given), Ok(meant.to_owned()));
+        }
+    }
 }

@@ -57,6 +57,9 @@ pub enum Reason {
 impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Obstacle::NotFound(name) if name.as_bytes().contains(&b'/') => {
+                write!(f, "{}: no such file", name.display())
+            }
             Obstacle::NotFound(name) => write!(f, "{}: command not found", name.display()),
             Obstacle::Unusable(path, reason) => write!(f, "{}: {reason}", path.display()),
         }

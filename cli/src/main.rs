@@ -73,6 +73,10 @@ fn main() -> ExitCode {
 fn execute() -> anyhow::Result<ExitCode> {
     let command = config::apply(Cli::command(), std::env::args_os())?;
     let cli = Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
+    if let Command::Status(_) | Command::Ipcs(_) | Command::Ipcrm(_) | Command::Pki(_) = cli.command
+    {
+        end_on_broken_pipe();
+    }
     match cli.command {
         Command::Coordinator(args) => daemons::coordinator(args),
         Command::Node(args) => daemons::node(args),
@@ -85,4 +89,11 @@ fn execute() -> anyhow::Result<ExitCode> {
         Command::Pki(args) => pki::run(args),
         Command::ReapLab(args) => lab::reap(args),
     }
+}
+
+/// Makes this process end quietly when nobody reads its output any more (`migshm status | head`),
+/// as commands do; Rust's runtime ignores the signal, and printing would panic.
+fn end_on_broken_pipe() {
+    // SAFETY: restores a default disposition; no handler is installed.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }

@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
 
 /// The command, in an environment that says nothing.
 fn migshm(args: &[&str]) -> Command {
@@ -29,6 +31,16 @@ fn output(command: &mut Command) -> (Option<i32>, String, String) {
     } = command.output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (status.code(), text(stdout), text(stderr))
+}
+
+/// The command in a directory without the library. A link: a copy could not be executed while a
+/// process that another test has just forked holds the descriptor that it was written through.
+fn installed_alone() -> (TempDir, PathBuf) {
+    let built = Path::new(env!("CARGO_BIN_EXE_migshm"));
+    let directory = tempfile::tempdir_in(built.parent().unwrap()).unwrap();
+    let command = directory.path().join("migshm");
+    fs::hard_link(built, &command).unwrap();
+    (directory, command)
 }
 
 /// A shell script inside a lab of `nodes`.
@@ -127,10 +139,7 @@ fn daemons_say_what_they_lack() {
 fn a_program_that_cannot_be_preloaded_is_not_started() {
     // The library lies beside the command.
     // A link, not a copy: a file that was written while another thread forks is busy for exec.
-    let built = Path::new(env!("CARGO_BIN_EXE_migshm"));
-    let directory = tempfile::tempdir_in(built.parent().unwrap()).unwrap();
-    let command = directory.path().join("migshm");
-    fs::hard_link(built, &command).unwrap();
+    let (directory, command) = installed_alone();
     let run = |program: &str| output(Command::new(&command).args(["run", "--", program]));
     let (status, _, error) = run("true");
     assert_eq!(status, Some(1));
@@ -152,9 +161,7 @@ fn a_program_that_cannot_be_preloaded_is_not_started() {
 
 #[test]
 fn a_program_that_ignores_the_preload_is_stopped() {
-    let directory = tempfile::tempdir().unwrap();
-    let command = directory.path().join("migshm");
-    fs::copy(env!("CARGO_BIN_EXE_migshm"), &command).unwrap();
+    let (directory, command) = installed_alone();
     // The loader only warns of a library that is none.
     fs::write(directory.path().join("libmigshm.so"), "").unwrap();
     let start = Instant::now();

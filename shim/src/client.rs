@@ -164,7 +164,10 @@ impl Session {
                 .wait(patience)
                 .and_then(|()| self.connection.receive(0));
             let failure = match received {
-                Ok((reply, _)) if replies_to(&reply.message) == Some(id) => return Ok(reply),
+                Ok((reply, _)) if replies_to(&reply.message) == Some(id) => {
+                    report_unserved(&reply.message);
+                    return Ok(reply);
+                }
                 Ok(_) => continue,
                 Err(failure) => failure,
             };
@@ -206,6 +209,7 @@ impl Session {
                 _ => Raw::NONE,
             };
             self.connection.consume(length, raw)?;
+            report_unserved(&reply.message);
             match reply.message {
                 FromNode::Answer { outcome, .. } if mine => return outcome,
                 _ if mine => return Err(out_of_step()),
@@ -235,6 +239,19 @@ fn replies_to(message: &FromNode) -> Option<u64> {
     match message {
         FromNode::Answer { id, .. } | FromNode::Detaching { id, .. } => Some(*id),
         FromNode::Welcome { .. } | FromNode::Refused { .. } => None,
+    }
+}
+
+/// Complains if the daemon serves nobody any more: no call fails with `ENOSYS` otherwise.
+fn report_unserved(message: &FromNode) {
+    if let FromNode::Answer {
+        outcome: Err(Errno::ENOSYS),
+        ..
+    } = message
+    {
+        complain(format_args!(
+            "the node daemon has lost its coordinator; restart it once that runs again"
+        ));
     }
 }
 

@@ -32,20 +32,20 @@ const OPENING_TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
     /// The address cannot be bound.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address}: {cause}")]
     Bind {
         /// The address.
         address: SocketAddr,
         /// Why not.
-        source: io::Error,
+        cause: io::Error,
     },
     /// TLS refuses the identity.
-    #[error("cannot use the certificate of {peer}: {source}")]
+    #[error("cannot use the certificate of {peer}: {cause}")]
     Identity {
         /// Whose.
         peer: Peer,
         /// Why not.
-        source: rustls::Error,
+        cause: rustls::Error,
     },
 }
 
@@ -59,10 +59,10 @@ impl Endpoint {
     /// # Errors
     /// The address is not free or not this host's; the identity does not work.
     pub fn bind(address: SocketAddr, identity: &Identity) -> Result<Endpoint, EndpointError> {
-        let unbound = |source| EndpointError::Bind { address, source };
-        let unusable = |source| EndpointError::Identity {
+        let unbound = |cause| EndpointError::Bind { address, cause };
+        let unusable = |cause| EndpointError::Identity {
             peer: identity.peer().clone(),
-            source,
+            cause,
         };
         let server = server_config(identity, &alpn()).map_err(unusable)?;
         let client = client_config(identity, &alpn()).map_err(unusable)?;

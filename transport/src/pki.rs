@@ -44,8 +44,8 @@ pub enum PkiError {
     #[error("{} does not exist; {remedy}", path.display())]
     Missing { path: PathBuf, remedy: String },
     /// A file cannot be read or written.
-    #[error("{}: {source}", path.display())]
-    Io { path: PathBuf, source: io::Error },
+    #[error("{}: {cause}", path.display())]
+    Io { path: PathBuf, cause: io::Error },
     /// A file would be overwritten.
     #[error("{} exists and is never overwritten; remove it if it is no longer needed", path.display())]
     Exists { path: PathBuf },
@@ -351,21 +351,21 @@ fn not_issued(peer: &Peer) -> String {
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> PkiError + '_ {
-    |source| PkiError::Io {
+    |cause| PkiError::Io {
         path: path.to_owned(),
-        source,
+        cause,
     }
 }
 
 fn read_pem(path: &Path, remedy: impl FnOnce() -> String) -> Result<Vec<u8>, PkiError> {
-    fs::read(path).map_err(|source| match source.kind() {
+    fs::read(path).map_err(|cause| match cause.kind() {
         io::ErrorKind::NotFound => PkiError::Missing {
             path: path.to_owned(),
             remedy: remedy(),
         },
         _ => PkiError::Io {
             path: path.to_owned(),
-            source,
+            cause,
         },
     })
 }
@@ -423,8 +423,8 @@ fn write_new(path: PathBuf, contents: &str, mode: u32) -> Result<(), PkiError> {
         .mode(mode)
         .open(&path)
         .and_then(|mut file| file.write_all(contents.as_bytes()));
-    written.map_err(|source| match source.kind() {
+    written.map_err(|cause| match cause.kind() {
         io::ErrorKind::AlreadyExists => PkiError::Exists { path },
-        _ => PkiError::Io { path, source },
+        _ => PkiError::Io { path, cause },
     })
 }

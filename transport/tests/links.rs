@@ -48,6 +48,14 @@ async fn pair(client: &Endpoint, server: &Endpoint, server_peer: &Peer) -> (Link
     tokio::join!(connect, accept)
 }
 
+/// The ends of a link between the nodes `a` and `b`.
+async fn linked_nodes() -> (Link, Link) {
+    let pki = cluster(&["a", "b"]);
+    let a = endpoint(pki.path(), &node("a"));
+    let b = endpoint(pki.path(), &node("b"));
+    pair(&a, &b, &node("b")).await
+}
+
 async fn number(link: &mut Link) -> u64 {
     link.receiver.next().await.unwrap().decode().unwrap().0
 }
@@ -68,12 +76,7 @@ async fn attempt(client: &Endpoint, address: SocketAddr, expected: &Peer) -> Lin
 
 #[tokio::test]
 async fn frames_arrive_whole_and_in_order_both_ways() {
-    let pki = cluster(&["a", "b"]);
-    let (a, b) = (
-        endpoint(pki.path(), &node("a")),
-        endpoint(pki.path(), &node("b")),
-    );
-    let (mut at_a, mut at_b) = pair(&a, &b, &node("b")).await;
+    let (mut at_a, mut at_b) = linked_nodes().await;
     assert_eq!(at_a.peer, node("b"));
     assert_eq!(at_b.peer, node("a"));
 
@@ -101,12 +104,7 @@ async fn frames_arrive_whole_and_in_order_both_ways() {
 #[tokio::test]
 async fn no_datagram_of_a_burst_is_lost_on_loopback() {
     const PAGES: u64 = 40;
-    let pki = cluster(&["a", "b"]);
-    let (a, b) = (
-        endpoint(pki.path(), &node("a")),
-        endpoint(pki.path(), &node("b")),
-    );
-    let (mut at_a, mut at_b) = pair(&a, &b, &node("b")).await;
+    let (mut at_a, mut at_b) = linked_nodes().await;
     let page = [7; 4096];
     for _ in 0..100 {
         for number in 0..PAGES {
@@ -134,12 +132,7 @@ async fn no_datagram_of_a_burst_is_lost_on_loopback() {
 
 #[tokio::test]
 async fn frames_beyond_the_send_window_wait_and_arrive() {
-    let pki = cluster(&["a", "b"]);
-    let (a, b) = (
-        endpoint(pki.path(), &node("a")),
-        endpoint(pki.path(), &node("b")),
-    );
-    let (at_a, mut at_b) = pair(&a, &b, &node("b")).await;
+    let (at_a, mut at_b) = linked_nodes().await;
     let raw = vec![7; 128 << 10];
     for number in 0..320u64 {
         at_a.sender.send(&number, &raw);
@@ -156,12 +149,7 @@ async fn frames_beyond_the_send_window_wait_and_arrive() {
 
 #[tokio::test]
 async fn frames_that_arrived_together_need_no_second_wakeup() {
-    let pki = cluster(&["a", "b"]);
-    let (a, b) = (
-        endpoint(pki.path(), &node("a")),
-        endpoint(pki.path(), &node("b")),
-    );
-    let (at_a, mut at_b) = pair(&a, &b, &node("b")).await;
+    let (at_a, mut at_b) = linked_nodes().await;
     assert!(at_b.receiver.try_next().unwrap().is_none());
     for number in 1..=3u64 {
         at_a.sender.send(&number, &[]);
@@ -179,12 +167,7 @@ async fn frames_that_arrived_together_need_no_second_wakeup() {
 
 #[tokio::test]
 async fn a_failed_fill_sends_nothing() {
-    let pki = cluster(&["a", "b"]);
-    let (a, b) = (
-        endpoint(pki.path(), &node("a")),
-        endpoint(pki.path(), &node("b")),
-    );
-    let (at_a, mut at_b) = pair(&a, &b, &node("b")).await;
+    let (at_a, mut at_b) = linked_nodes().await;
     assert_eq!(
         at_a.sender.send_with(&1u64, 10, |_| Err("unreadable")),
         Err("unreadable")
@@ -213,13 +196,7 @@ async fn a_close_tells_the_peer_why() {
 
 #[tokio::test]
 async fn a_frame_above_the_limit_loses_the_link() {
-    let pki = cluster(&["a", "b"]);
-    let (a, b) = (
-        endpoint(pki.path(), &node("a")),
-        endpoint(pki.path(), &node("b")),
-    );
-
-    let (at_a, mut at_b) = pair(&a, &b, &node("b")).await;
+    let (at_a, mut at_b) = linked_nodes().await;
     at_a.sender.send(&1u64, &vec![0; MAX_REMOTE]);
     let error = at_b.receiver.next().await.unwrap_err().to_string();
     assert!(
@@ -227,7 +204,7 @@ async fn a_frame_above_the_limit_loses_the_link() {
         "{error}"
     );
 
-    let (at_a, mut at_b) = pair(&a, &b, &node("b")).await;
+    let (at_a, mut at_b) = linked_nodes().await;
     let (mut hostile, mut answers) = at_a.into_stream();
     hostile.write_all(&u32::MAX.to_le_bytes()).await.unwrap();
     let error = at_b.receiver.next().await.unwrap_err().to_string();
