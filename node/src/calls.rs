@@ -129,7 +129,7 @@ impl Node {
             ToNode::Detach { id, address } => self.on_detach(from, id, &caller, address),
             ToNode::Unmapped { attach } => {
                 if let Some(space) = self.space_after_forks(caller.pid) {
-                    self.memory.unmap_attach(space, AttachId(attach));
+                    self.memory.spaces.unmap_attach(space, AttachId(attach));
                 }
             }
             ToNode::Unmapping {
@@ -138,7 +138,7 @@ impl Node {
                 length,
             } => {
                 if let Some(space) = self.space_after_forks(caller.pid) {
-                    for ended in self.memory.unmap(space, address, length) {
+                    for ended in self.memory.spaces.unmap(space, address, length) {
                         self.detached(ended, 1, caller.pid);
                     }
                 }
@@ -159,7 +159,7 @@ impl Node {
     /// The process's address space, once children that have inherited what it has now are known.
     fn space_after_forks(&mut self, pid: i32) -> Option<SpaceId> {
         let space = self.space_of(pid)?;
-        self.memory.await_forks(space);
+        self.memory.spaces.await_forks(space);
         self.settle();
         Some(space)
     }
@@ -271,11 +271,14 @@ impl Node {
         let uffd = Uffd::of_process(descriptor).map_err(|error| self.no_tracking(pid, &error))?;
         let space = self
             .memory
+            .spaces
             .add_space(Some(uffd), address)
             .map_err(|error| self.no_tracking(pid, &error))?;
         let watcher = tasks::watch_space(self, space);
         self.spaces.insert(space, Resident { pid: None, watcher });
-        self.memory.introduce(space, address, &anchor_page(space));
+        self.memory
+            .spaces
+            .introduce(space, address, &anchor_page(space));
         self.settle_in(pid, space);
         Ok(())
     }
@@ -287,7 +290,7 @@ impl Node {
         {
             process.space = Some(space);
             resident.pid = Some(pid);
-            self.memory.identify(space, pid);
+            self.memory.spaces.identify(space, pid);
         }
     }
 
@@ -304,7 +307,7 @@ impl Node {
         if self.device.is_some() {
             return None;
         }
-        let space = self.memory.add_space(None, 0).ok()?;
+        let space = self.memory.spaces.add_space(None, 0).ok()?;
         self.spaces.insert(
             space,
             Resident {
@@ -325,13 +328,13 @@ impl Node {
             return;
         }
         if let Some(space) = self.ensure_space(child) {
-            self.memory.inherit(from, space);
+            self.memory.spaces.mappings.inherit(from, space);
             self.report_inherited(space, child);
         }
     }
 
     fn report_inherited(&mut self, space: SpaceId, pid: i32) {
-        for (segment, count) in self.memory.attaches(space) {
+        for (segment, count) in self.memory.spaces.mappings.attaches(space) {
             self.tell(
                 ToCoordinator::Inherited {
                     segment,
@@ -361,14 +364,16 @@ impl Node {
             && self.meet(pid).is_ok()
         {
             let old = self.space_of(pid);
-            if old.is_none_or(|old| !self.memory.is_alive(old)) {
+            if old.is_none_or(|old| !self.memory.spaces.is_alive(old)) {
                 if let Some(old) = old {
                     self.end_space(old);
                 }
                 self.settle_in(pid, space);
             }
         }
-        self.memory.introduce(space, address, &anchor_page(space));
+        self.memory
+            .spaces
+            .introduce(space, address, &anchor_page(space));
     }
 
     /// A process has another address space now, or none. The old one may live on with other
@@ -536,7 +541,7 @@ impl Node {
                 Errno::ENOMEM
             }
         })?;
-        let attach = self.memory.new_attach();
+        let attach = self.memory.spaces.new_attach();
         self.mapping.insert(
             attach,
             Attaching {
@@ -604,7 +609,7 @@ impl Node {
         let (Some(space), Some((attach, segment, length))) = (space, found) else {
             return self.answer(from, theirs, Err(Errno::EINVAL), &[], None);
         };
-        self.memory.stop_counting(space, attach);
+        self.memory.spaces.mappings.stop_counting(space, attach);
         let id = self.next_id();
         if let Some(connection) = self.connections.get_mut(&from) {
             connection.call = Some((theirs, id));
@@ -764,7 +769,7 @@ impl Node {
     /// Whether an address space still exists.
     fn is_running(&self, space: SpaceId, pid: Option<i32>) -> bool {
         if self.device.is_some() {
-            self.memory.is_alive(space)
+            self.memory.spaces.is_alive(space)
         } else {
             pid.is_some_and(local::maps_segments)
         }

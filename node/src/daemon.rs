@@ -268,7 +268,7 @@ impl Node {
         loop {
             if let Some((message, raw)) = self.inbox.pop_front() {
                 self.on_coordinator(message, &raw);
-            } else if let Some((space, report)) = self.memory.next_report() {
+            } else if let Some((space, report)) = self.memory.spaces.next_report() {
                 self.on_report(space, report);
             } else if !self.make_room() {
                 return self.set_timer();

@@ -202,7 +202,7 @@ impl Node {
             Report::Forked(child) => self.on_fork(space, child),
             Report::Fault {
                 address, thread, ..
-            } if self.memory.is_anchor(space, address) => {
+            } if self.memory.spaces.is_anchor(space, address) => {
                 self.on_introduction(space, address, thread);
             }
             Report::Fault { address, write, .. } => self.on_fault(space, address, write),
@@ -210,10 +210,10 @@ impl Node {
     }
 
     fn on_fault(&mut self, space: SpaceId, address: u64, write: bool) {
-        let Some(page) = self.memory.locate(space, address) else {
+        let Some(page) = self.memory.spaces.mappings.locate(space, address) else {
             // Unmapped meanwhile, or nothing that the process ever told of.
             tracing::debug!(space = space.0, address, "fault outside of attaches");
-            return self.memory.poison_at(space, address);
+            return self.memory.spaces.poison_at(space, address);
         };
         self.counters.faults += 1;
         let wanted = if write { Access::Write } else { Access::Read };

@@ -101,7 +101,7 @@ async fn serve_connection(node: Shared, id: ConnectionId, socket: Rc<AsyncFd<Soc
 
 /// Watches an address space's userfaultfd, if it has one.
 pub fn watch_space(node: &Node, space: SpaceId) -> Option<AbortHandle> {
-    let uffd = node.memory.uffd(space)?;
+    let uffd = node.memory.spaces.uffd(space)?;
     let node = Weak::clone(&node.this);
     let task = spawn_local(async move {
         let watched =
@@ -112,7 +112,7 @@ pub fn watch_space(node: &Node, space: SpaceId) -> Option<AbortHandle> {
             ready.clear_ready();
             let Some(node) = node.upgrade() else { return };
             let mut node = node.borrow_mut();
-            node.memory.collect(space);
+            node.memory.spaces.collect(space);
             node.settle();
         }
     });

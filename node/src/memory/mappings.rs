@@ -1,0 +1,253 @@
+//! Which pages of which segments are mapped where: a table, which asks nothing of the kernel.
+
+use migshm_protocol::{Page, SegmentId};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::PAGE;
+use super::spaces::SpaceId;
+
+/// An attach: one successful `shmat`, or a fork's copy of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AttachId(pub u64);
+
+/// All mappings of the node.
+#[derive(Default)]
+pub struct Mappings {
+    /// Of each segment, in every address space.
+    mappings: FxHashMap<SegmentId, Vec<Mapping>>,
+    /// Segments with a mapping in an address space (each once).
+    segments: FxHashMap<SpaceId, Vec<SegmentId>>,
+    /// How often mappings were taken out of a segment's list.
+    removals: u64,
+}
+
+impl Mappings {
+    /// Attaches of an address space, by segment.
+    #[must_use]
+    pub fn attaches(&self, space: SpaceId) -> Vec<(SegmentId, u32)> {
+        self.segments_in(space)
+            .iter()
+            .filter_map(|s| Some((*s, count_attaches(self.mappings.get(s)?, space))))
+            .collect()
+    }
+
+    fn segments_in(&self, space: SpaceId) -> &[SegmentId] {
+        self.segments.get(&space).map_or(&[], Vec::as_slice)
+    }
+
+    /// The attach that starts at `address`, with its segment.
+    #[must_use]
+    pub fn attach_at(&self, space: SpaceId, address: u64) -> Option<(AttachId, SegmentId)> {
+        let (segment, mapping) = self.mapping_at(space, address)?;
+        (mapping.address == address && mapping.first_page == 0 && mapping.counts)
+            .then_some((mapping.attach, segment))
+    }
+
+    /// The page at an address of an address space.
+    #[must_use]
+    pub fn locate(&self, space: SpaceId, address: u64) -> Option<Page> {
+        let (segment, mapping) = self.mapping_at(space, address)?;
+        let offset = u32::try_from((address - mapping.address) / PAGE).expect("inside the mapping");
+        Some(Page {
+            segment,
+            index: mapping.first_page + offset,
+        })
+    }
+
+    fn mapping_at(&self, space: SpaceId, address: u64) -> Option<(SegmentId, Mapping)> {
+        self.segments_in(space).iter().find_map(|id| {
+            let found = self.mappings.get(id)?.iter();
+            let mut found =
+                found.filter(|m| m.space == space && m.address <= address && address < m.end());
+            Some((*id, *found.next()?))
+        })
+    }
+
+    /// Mappings of a segment, in every address space. New ones come last.
+    pub(super) fn of_segment(&self, segment: SegmentId) -> &[Mapping] {
+        self.mappings.get(&segment).map_or(&[], Vec::as_slice)
+    }
+
+    /// How often mappings were taken out of a segment's list.
+    pub(super) fn removals(&self) -> u64 {
+        self.removals
+    }
+
+    /// Adds a mapping of a segment.
+    pub(super) fn link(&mut self, mapping: Mapping, segment: SegmentId) {
+        self.mappings.entry(segment).or_default().push(mapping);
+        let segments = self.segments.entry(mapping.space).or_default();
+        if !segments.contains(&segment) {
+            segments.push(segment);
+        }
+    }
+
+    /// Copies an address space's attaches to that of its child.
+    pub fn inherit(&mut self, parent: SpaceId, child: SpaceId) {
+        let segments = self.segments_in(parent).to_vec();
+        for id in &segments {
+            let Some(mappings) = self.mappings.get_mut(id) else {
+                continue;
+            };
+            let copies: Vec<Mapping> = mappings
+                .iter()
+                .filter(|m| m.space == parent)
+                .map(|m| Mapping {
+                    space: child,
+                    counts: true,
+                    ..*m
+                })
+                .collect();
+            mappings.extend(copies);
+        }
+        self.segments.insert(child, segments);
+    }
+
+    /// Stops counting an attach that the process is about to unmap. It is served until
+    /// [`Spaces::unmap_attach`](super::Spaces::unmap_attach), as other threads may still touch it.
+    pub fn stop_counting(&mut self, space: SpaceId, attach: AttachId) {
+        let mappings = self.mappings.values_mut().flatten();
+        for mapping in mappings.filter(|m| m.space == space && m.attach == attach) {
+            mapping.counts = false;
+        }
+    }
+
+    /// Takes a range out of an address space's mappings and returns what was there.
+    pub(super) fn carve(
+        &mut self,
+        space: SpaceId,
+        start: u64,
+        end: u64,
+    ) -> Vec<(SegmentId, Mapping)> {
+        self.removals += 1;
+        let mut taken = Vec::new();
+        for id in self.segments.get(&space).into_iter().flatten() {
+            let Some(mappings) = self.mappings.get_mut(id) else {
+                continue;
+            };
+            let hit: Vec<Mapping> = mappings
+                .extract_if(.., |m| {
+                    m.space == space && m.address < end && start < m.end()
+                })
+                .collect();
+            for mapping in hit {
+                let from = start.max(mapping.address);
+                let to = end.min(mapping.end());
+                let slice = |from: u64, to: u64| Mapping {
+                    address: from,
+                    first_page: mapping.first_page
+                        + u32::try_from((from - mapping.address) / PAGE).expect("inside"),
+                    pages: u32::try_from((to - from) / PAGE).expect("inside"),
+                    ..mapping
+                };
+                taken.push((*id, slice(from, to)));
+                let rest = [slice(mapping.address, from), slice(to, mapping.end())];
+                mappings.extend(rest.into_iter().filter(|m| m.pages > 0));
+            }
+        }
+        taken
+    }
+
+    /// Takes out what is left of an attach, wherever it is.
+    pub(super) fn carve_attach(
+        &mut self,
+        space: SpaceId,
+        attach: AttachId,
+    ) -> Vec<(SegmentId, Mapping)> {
+        self.removals += 1;
+        let mut taken = Vec::new();
+        for (id, mappings) in &mut self.mappings {
+            let of_attach = |m: &mut Mapping| m.space == space && m.attach == attach;
+            taken.extend(mappings.extract_if(.., of_attach).map(|m| (*id, m)));
+        }
+        taken
+    }
+
+    /// Settles what was taken out of an address space for good. Returns the segments of the
+    /// attaches that were counted and lost their last piece by it, once for each attach.
+    pub(super) fn ended(
+        &mut self,
+        space: SpaceId,
+        taken: &[(SegmentId, Mapping)],
+    ) -> Vec<SegmentId> {
+        let mut ended = Vec::new();
+        let mut seen = FxHashSet::default();
+        for (id, old) in taken {
+            let rest = &self.mappings[id];
+            let has = |m: &Mapping| m.space == space && m.attach == old.attach;
+            if old.counts && !rest.iter().any(has) && seen.insert(old.attach) {
+                ended.push(*id);
+            }
+            if !rest.iter().any(|m| m.space == space)
+                && let Some(segments) = self.segments.get_mut(&space)
+            {
+                segments.retain(|s| s != id);
+            }
+        }
+        ended
+    }
+
+    /// Forgets an address space; returns how many attaches of which segments went with it.
+    pub(super) fn remove_space(&mut self, space: SpaceId) -> Vec<(SegmentId, u32)> {
+        let ended = self.attaches(space);
+        for segment in self.segments.remove(&space).unwrap_or_default() {
+            if let Some(mappings) = self.mappings.get_mut(&segment) {
+                mappings.retain(|m| m.space != space);
+            }
+        }
+        ended
+    }
+
+    /// Forgets a segment; returns its mappings.
+    pub(super) fn remove_segment(&mut self, id: SegmentId) -> Vec<Mapping> {
+        for segments in self.segments.values_mut() {
+            segments.retain(|s| *s != id);
+        }
+        self.mappings.remove(&id).unwrap_or_default()
+    }
+}
+
+/// A run of a segment's pages in an address space.
+#[derive(Clone, Copy, Debug)]
+pub struct Mapping {
+    /// Where.
+    pub space: SpaceId,
+    /// What it is a piece of.
+    pub attach: AttachId,
+    /// Of its first byte.
+    pub address: u64,
+    /// Index in the segment.
+    pub first_page: u32,
+    /// How many.
+    pub pages: u32,
+    /// False once the process has leave to unmap it: it no longer counts as an attach.
+    pub counts: bool,
+}
+
+impl Mapping {
+    /// The address of a page of the segment, if it is in this run.
+    #[must_use]
+    pub fn address_of(&self, page: u32) -> Option<u64> {
+        let offset = page.checked_sub(self.first_page)?;
+        (offset < self.pages).then(|| self.address + u64::from(offset) * PAGE)
+    }
+
+    /// Its length in bytes.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        u64::from(self.pages) * PAGE
+    }
+
+    /// The address behind its last byte.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.address + self.length()
+    }
+}
+
+/// How many attaches an address space has, of the segment with these mappings.
+fn count_attaches(mappings: &[Mapping], space: SpaceId) -> u32 {
+    let of_space = mappings.iter().filter(|m| m.space == space && m.counts);
+    let attaches: FxHashSet<AttachId> = of_space.map(|m| m.attach).collect();
+    u32::try_from(attaches.len()).expect("attaches fit")
+}

@@ -1,0 +1,381 @@
+//! The address spaces of the node's processes: what they report, and what is done to their page
+//! tables.
+//!
+//! A fork duplicates mappings and protections. The kernel reports it on the parent's userfaultfd
+//! before `fork` returns, and until that report is read it refuses to change the parent's page
+//! tables (`Done::Busy`); reading it adds the child's mappings to the segment, behind those that a
+//! loop over them has still to visit. No mapping escapes, whichever came first.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::rc::Rc;
+use std::time::Duration;
+
+use migshm_protocol::ids::PAGE_SIZE;
+use migshm_protocol::{Page, SegmentId};
+
+use super::PAGE;
+use super::mappings::{AttachId, Mapping, Mappings};
+use super::segment::Segment;
+use crate::uffd::{Done, Event, Uffd};
+
+/// How long a forking thread is given to notice that its event was read.
+const FORK_PAUSE: Duration = Duration::from_micros(20);
+
+/// An address space, on this node and in this daemon's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SpaceId(pub u64);
+
+/// What an address space reports.
+#[derive(Debug)]
+pub enum Report {
+    /// A touch of `address` that must wait.
+    Fault {
+        /// Page-aligned.
+        address: u64,
+        /// Whether to write.
+        write: bool,
+        /// The touching thread.
+        thread: i32,
+    },
+    /// A child was forked.
+    Forked(SpaceId),
+}
+
+/// All address spaces of the node.
+#[derive(Default)]
+pub struct Spaces {
+    spaces: BTreeMap<SpaceId, Space>,
+    /// What they map. Anything that changes page tables as well is done by [`Spaces`].
+    pub mappings: Mappings,
+    reports: VecDeque<(SpaceId, Report)>,
+    last_id: u64,
+}
+
+struct Space {
+    uffd: Option<Rc<Uffd>>,
+    /// `/proc/PID/pagemap`, once the process is known.
+    pagemap: Option<File>,
+    /// Address of the anchor page; 0 without userfaultfd.
+    anchor: u64,
+}
+
+impl Spaces {
+    fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    /// A new address space. With `uffd`, `anchor` is its page that reports forks and who the
+    /// child is.
+    ///
+    /// # Errors
+    /// Those of `UFFDIO_REGISTER` on the anchor.
+    pub fn add_space(&mut self, uffd: Option<Uffd>, anchor: u64) -> io::Result<SpaceId> {
+        if let Some(uffd) = &uffd {
+            uffd.register_missing(anchor, PAGE)?;
+        }
+        let id = SpaceId(self.next_id());
+        self.spaces.insert(
+            id,
+            Space {
+                uffd: uffd.map(Rc::new),
+                pagemap: None,
+                anchor,
+            },
+        );
+        Ok(id)
+    }
+
+    /// The address space's userfaultfd, to wait for reports on.
+    #[must_use]
+    pub fn uffd(&self, id: SpaceId) -> Option<Rc<Uffd>> {
+        self.spaces.get(&id)?.uffd.clone()
+    }
+
+    /// Says whose address space it is.
+    pub fn identify(&mut self, id: SpaceId, pid: i32) {
+        if let Some(space) = self.spaces.get_mut(&id) {
+            space.pagemap = File::open(format!("/proc/{pid}/pagemap"))
+                .inspect_err(|error| tracing::debug!(pid, %error, "cannot open pagemap"))
+                .ok();
+        }
+    }
+
+    /// Whether the page table at an address has an entry. Nothing is known without a pagemap.
+    pub(super) fn is_mapped(&self, space: SpaceId, address: u64) -> Option<bool> {
+        /// `Documentation/admin-guide/mm/pagemap.rst`.
+        const PRESENT: u64 = 1 << 63;
+        let pagemap = self.spaces.get(&space)?.pagemap.as_ref()?;
+        let mut entry = [0; 8];
+        pagemap.read_exact_at(&mut entry, address / PAGE * 8).ok()?;
+        Some(u64::from_le_bytes(entry) & PRESENT != 0)
+    }
+
+    /// Whether an address space with a userfaultfd still exists; true without one.
+    #[must_use]
+    pub fn is_alive(&self, id: SpaceId) -> bool {
+        let Some(space) = self.spaces.get(&id) else {
+            return false;
+        };
+        space
+            .uffd
+            .as_ref()
+            .is_none_or(|uffd| uffd.alive(space.anchor))
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.spaces.len()
+    }
+
+    /// See [`Memory::remove_space`](super::Memory::remove_space).
+    pub(super) fn remove(&mut self, id: SpaceId) -> Vec<(SegmentId, u32)> {
+        if self.spaces.remove(&id).is_none() {
+            return Vec::new();
+        }
+        let forked = |report: &Report| matches!(report, Report::Forked(_));
+        self.reports
+            .retain(|(space, report)| *space != id || forked(report));
+        self.mappings.remove_space(id)
+    }
+
+    /// Forgets the mappings of a segment, and lets go any thread that still waits in them.
+    pub(super) fn remove_segment(&mut self, id: SegmentId) {
+        for mapping in self.mappings.remove_segment(id) {
+            self.wake_range(&mapping);
+        }
+    }
+
+    /// A number for a new attach.
+    pub fn new_attach(&mut self) -> AttachId {
+        AttachId(self.next_id())
+    }
+
+    /// See [`Memory::map`](super::Memory::map).
+    pub(super) fn map(
+        &mut self,
+        space: SpaceId,
+        attach: AttachId,
+        id: SegmentId,
+        segment: &Segment,
+        address: u64,
+    ) -> (Vec<SegmentId>, io::Result<()>) {
+        if !self.spaces.contains_key(&space) {
+            return (Vec::new(), Err(io::ErrorKind::NotFound.into()));
+        }
+        let length = u64::from(segment.pages()) * PAGE;
+        if !address.is_multiple_of(PAGE) || address.checked_add(length).is_none() {
+            return (Vec::new(), Err(io::ErrorKind::InvalidInput.into()));
+        }
+        let mapping = Mapping {
+            space,
+            attach,
+            address,
+            first_page: 0,
+            pages: segment.pages(),
+            counts: true,
+        };
+        let ended = self.unmap_range(space, address, mapping.end());
+        self.mappings.link(mapping, id);
+        if segment.is_tracked() {
+            self.register(&mapping);
+            for (first, count) in segment.protected() {
+                let start = address + u64::from(first) * PAGE;
+                self.in_space(space, |uffd| {
+                    uffd.protect(start, u64::from(count) * PAGE, true)
+                });
+            }
+        }
+        (ended, Ok(()))
+    }
+
+    /// Tracks every mapping of a segment.
+    pub(super) fn track(&self, segment: SegmentId) {
+        for mapping in self.mappings.of_segment(segment) {
+            self.register(mapping);
+        }
+    }
+
+    /// Tracks a mapping. Where that fails the process has unmapped it, is gone, or watches the range
+    /// itself; the loss is its own.
+    fn register(&self, mapping: &Mapping) {
+        let Some(uffd) = self.uffd(mapping.space) else {
+            return;
+        };
+        if let Err(error) = uffd.register(mapping.address, mapping.length()) {
+            tracing::error!(space = mapping.space.0, %error, "a mapping cannot be tracked");
+        }
+    }
+
+    /// Forgets a range that the process has unmapped, and lets go any thread that still waits in
+    /// it. Returns the segments of attaches of which nothing is left, once for each attach.
+    pub fn unmap(&mut self, space: SpaceId, address: u64, length: u64) -> Vec<SegmentId> {
+        let Some(end) = address
+            .checked_add(length)
+            .filter(|end| (address | end).is_multiple_of(PAGE))
+        else {
+            return Vec::new();
+        };
+        self.unmap_range(space, address, end)
+    }
+
+    fn unmap_range(&mut self, space: SpaceId, start: u64, end: u64) -> Vec<SegmentId> {
+        let covered = self.mappings.carve(space, start, end);
+        self.ended(space, &covered)
+    }
+
+    /// Forgets what is left of one attach, wherever it was; something else may be there by now.
+    pub fn unmap_attach(&mut self, space: SpaceId, attach: AttachId) {
+        let covered = self.mappings.carve_attach(space, attach);
+        self.ended(space, &covered);
+    }
+
+    fn ended(&mut self, space: SpaceId, covered: &[(SegmentId, Mapping)]) -> Vec<SegmentId> {
+        for (_, mapping) in covered {
+            self.wake_range(mapping);
+        }
+        self.mappings.ended(space, covered)
+    }
+
+    /// Reads what an address space has to report into the queue of [`Spaces::next_report`].
+    pub fn collect(&mut self, space: SpaceId) {
+        let Some(uffd) = self.uffd(space) else { return };
+        let mut events = Vec::new();
+        if let Err(error) = uffd.events(&mut events) {
+            tracing::warn!(space = space.0, %error, "cannot read userfaultfd events");
+        }
+        for event in events {
+            match event {
+                Event::Fault {
+                    address,
+                    write,
+                    thread,
+                } => {
+                    self.reports.push_back((
+                        space,
+                        Report::Fault {
+                            address,
+                            write,
+                            thread,
+                        },
+                    ));
+                }
+                Event::Fork(uffd) => {
+                    let child = SpaceId(self.next_id());
+                    let anchor = self.spaces.get(&space).map_or(0, |s| s.anchor);
+                    self.spaces.insert(
+                        child,
+                        Space {
+                            uffd: Some(Rc::new(uffd)),
+                            pagemap: None,
+                            anchor,
+                        },
+                    );
+                    self.mappings.inherit(space, child);
+                    self.reports.push_back((space, Report::Forked(child)));
+                }
+                Event::Remap { from, to, len } => {
+                    let end = from.saturating_add(len);
+                    for (segment, piece) in self.mappings.carve(space, from, end) {
+                        let moved = Mapping {
+                            address: to + (piece.address - from),
+                            ..piece
+                        };
+                        self.mappings.link(moved, segment);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The oldest report not yet handled.
+    pub fn next_report(&mut self) -> Option<(SpaceId, Report)> {
+        self.reports.pop_front()
+    }
+
+    /// Whether `address` is the space's anchor page.
+    #[must_use]
+    pub fn is_anchor(&self, space: SpaceId, address: u64) -> bool {
+        self.spaces.get(&space).is_some_and(|s| s.anchor == address)
+    }
+
+    /// Fills the anchor page: the process in this address space is known now.
+    pub fn introduce(&mut self, space: SpaceId, address: u64, page: &[u8; PAGE_SIZE]) {
+        self.in_space(space, |uffd| uffd.copy(address, page));
+        self.wake(space, address);
+    }
+
+    /// Returns when every fork of the address space that is under way has been reported.
+    pub fn await_forks(&mut self, space: SpaceId) {
+        // Any change of the address space is refused until then; this one changes nothing.
+        let anchor = self.spaces.get(&space).map_or(0, |s| s.anchor);
+        self.in_space(space, |uffd| uffd.protect(anchor, PAGE, false));
+    }
+
+    /// Keeps every process from writing a page, mapped there yet or not.
+    pub(super) fn protect(&mut self, page: Page) {
+        loop {
+            // Forks found on the way append to the list (see the module's comment); if they took
+            // something out of it, one may have been skipped.
+            let before = self.mappings.removals();
+            let mut index = 0;
+            while let Some(&mapping) = self.mappings.of_segment(page.segment).get(index) {
+                index += 1;
+                if let Some(address) = mapping.address_of(page.index) {
+                    self.in_space(mapping.space, |uffd| uffd.protect(address, PAGE, true));
+                }
+            }
+            if self.mappings.removals() == before {
+                return;
+            }
+        }
+    }
+
+    /// Lets the process write a page at an address.
+    pub(super) fn unprotect(&mut self, space: SpaceId, address: u64) {
+        self.in_space(space, |uffd| uffd.protect(address, PAGE, false));
+    }
+
+    /// Makes an address raise SIGBUS, also for who waits there.
+    pub fn poison_at(&mut self, space: SpaceId, address: u64) {
+        self.in_space(space, |uffd| uffd.poison(address));
+        self.wake(space, address);
+    }
+
+    /// Wakes who waits for the page at an address.
+    pub(super) fn wake(&self, space: SpaceId, address: u64) {
+        if let Some(uffd) = self.spaces.get(&space).and_then(|s| s.uffd.as_ref()) {
+            uffd.wake(address, PAGE);
+        }
+    }
+
+    fn wake_range(&self, mapping: &Mapping) {
+        if let Some(uffd) = self.uffd(mapping.space) {
+            uffd.wake(mapping.address, mapping.length());
+        }
+    }
+
+    /// Does `operation` in an address space; if that is being forked, once the fork is seen.
+    fn in_space(&mut self, space: SpaceId, operation: impl Fn(&Uffd) -> io::Result<Done>) {
+        loop {
+            let Some(uffd) = self.uffd(space) else {
+                return;
+            };
+            match operation(&uffd) {
+                Ok(Done::Busy) => {
+                    self.collect(space);
+                    std::thread::sleep(FORK_PAUSE);
+                }
+                Ok(_) => return,
+                Err(error) => {
+                    tracing::error!(space = space.0, %error, "userfaultfd operation failed");
+                    return;
+                }
+            }
+        }
+    }
+}
