@@ -240,15 +240,7 @@ impl Node {
             Coordinator::Lost => {
                 if let ToCoordinator::Call { id, .. } | ToCoordinator::Detached { id, .. } = message
                 {
-                    let outcome = Err(Errno::ENOSYS);
-                    self.inbox.push_back((
-                        FromCoordinator::Answer {
-                            id,
-                            outcome,
-                            placement: None,
-                        },
-                        Vec::new(),
-                    ));
+                    self.answer_unserved(id);
                 }
             }
         }
@@ -321,16 +313,18 @@ impl Node {
         self.coordinator = Coordinator::Lost;
         let ids: Vec<u64> = self.pending.keys().copied().collect();
         for id in ids {
-            let outcome = Err(Errno::ENOSYS);
-            self.inbox.push_back((
-                FromCoordinator::Answer {
-                    id,
-                    outcome,
-                    placement: None,
-                },
-                Vec::new(),
-            ));
+            self.answer_unserved(id);
         }
+    }
+
+    /// Answers a request for the coordinator that is lost.
+    fn answer_unserved(&mut self, id: u64) {
+        let answer = FromCoordinator::Answer {
+            id,
+            outcome: Err(Errno::ENOSYS),
+            placement: None,
+        };
+        self.inbox.push_back((answer, Vec::new()));
     }
 
     /// Whether this daemon holds nothing that anybody could still want.

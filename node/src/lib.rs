@@ -75,19 +75,19 @@ pub struct Config {
 pub enum Error {
     /// The runtime directory cannot be used.
     #[error(
-        "cannot use runtime directory {path}: {source}; choose another with --runtime-dir or MIGSHM_RUNTIME_DIR"
+        "cannot use runtime directory {path}: {cause}; choose another with --runtime-dir or MIGSHM_RUNTIME_DIR"
     )]
     Directory {
         /// The directory.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Tracking is not possible.
-    #[error("cannot open {device}: {source}; sharing with other nodes needs Linux 6.1 or later and a daemon that may open it (run it as root, or give its user access to the device and CAP_SYS_PTRACE)", device = uffd::DEVICE)]
+    #[error("cannot open {device}: {cause}; sharing with other nodes needs Linux 6.1 or later and a daemon that may open it (run it as root, or give its user access to the device and CAP_SYS_PTRACE)", device = uffd::DEVICE)]
     Tracking {
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The name cannot be a node's.
     #[error(transparent)]
@@ -104,22 +104,22 @@ pub enum Error {
     #[error(transparent)]
     Endpoint(#[from] migshm_transport::EndpointError),
     /// The coordinator's address cannot be resolved.
-    #[error("cannot resolve coordinator {coordinator:?}: {source}")]
+    #[error("cannot resolve coordinator {coordinator:?}: {cause}")]
     Resolve {
         /// As configured.
         coordinator: String,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The coordinator cannot be reached, or is not one.
     #[error(
-        "cannot reach coordinator {coordinator}: {source}; is `migshm coordinator` running there?"
+        "cannot reach coordinator {coordinator}: {cause}; is `migshm coordinator` running there?"
     )]
     Unreachable {
         /// As configured.
         coordinator: String,
         /// Why.
-        source: LinkError,
+        cause: LinkError,
     },
     /// The coordinator does not want this node.
     #[error("coordinator {coordinator} refuses this node: {reason}")]
@@ -162,9 +162,9 @@ struct Membership {
 
 async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
     let directory = config.runtime_dir.clone();
-    let in_directory = |source| Error::Directory {
+    let in_directory = |cause| Error::Directory {
         path: directory.clone(),
-        source,
+        cause,
     };
     start::runtime_directory(&directory).map_err(in_directory)?;
     start::raise_descriptor_limit();
@@ -172,7 +172,7 @@ async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
 
     let device = match Uffd::device() {
         Ok(device) => Some(device),
-        Err(source) if config.coordinator.is_some() => return Err(Error::Tracking { source }),
+        Err(cause) if config.coordinator.is_some() => return Err(Error::Tracking { cause }),
         Err(error) => {
             tracing::info!(%error, "no {}: forks by raw clone(2) are not seen", uffd::DEVICE);
             None
@@ -325,9 +325,9 @@ async fn join(config: &Config, coordinator: &str, budget: u64) -> Result<Members
     let pki = config.pki.as_ref().ok_or(Error::NoPki)?;
     let identity = Identity::load(pki, &Peer::node(&config.name)?)?;
     let endpoint = Endpoint::bind(config.listen, &identity)?;
-    let unresolved = |source| Error::Resolve {
+    let unresolved = |cause| Error::Resolve {
         coordinator: coordinator.to_owned(),
-        source,
+        cause,
     };
     let address = tokio::net::lookup_host(coordinator)
         .await
@@ -339,9 +339,9 @@ async fn join(config: &Config, coordinator: &str, budget: u64) -> Result<Members
                 "no address of the listener's family",
             ))
         })?;
-    let unreachable = |source| Error::Unreachable {
+    let unreachable = |cause| Error::Unreachable {
         coordinator: coordinator.to_owned(),
-        source,
+        cause,
     };
     let link = endpoint
         .connect(address, &Peer::Coordinator)
