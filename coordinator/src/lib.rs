@@ -223,6 +223,10 @@ impl Core {
                 }
                 detached.is_ok()
             }
+            ToCoordinator::Unattached { segment } => {
+                let (segments, _, mut cx) = self.split(now, out);
+                segments.unattach(from, segment, &mut cx).is_ok()
+            }
             ToCoordinator::Sharing { segment } => {
                 let (segments, _, mut cx) = self.split(now, out);
                 segments.sharing(from, segment, &mut cx)

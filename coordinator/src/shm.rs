@@ -58,6 +58,8 @@ struct Segment {
     ctime: i64,
     cpid: i32,
     lpid: i32,
+    /// `lpid` and `atime` before the last attach, should it come to nothing.
+    before_attach: (i32, i64),
     /// Of each node that has any.
     attaches: BTreeMap<NodeId, u64>,
     pages: Pages,
@@ -109,6 +111,7 @@ impl Segments {
                 ctime: cx.now,
                 cpid: request.caller.pid,
                 lpid: 0,
+                before_attach: (0, 0),
                 attaches: BTreeMap::new(),
                 pages: Pages::new(size),
             })?;
@@ -224,18 +227,23 @@ impl Segments {
         cx: &mut Context<'_>,
     ) -> Result<(), Errno> {
         let (id, segment) = self.find(segment).ok_or(Errno::EINVAL)?;
-        let attaches = segment.attaches.get_mut(&node).ok_or(Errno::EINVAL)?;
-        let left = attaches
-            .checked_sub(u64::from(count))
-            .filter(|_| count > 0)
-            .ok_or(Errno::EINVAL)?;
-        if left == 0 {
-            segment.attaches.remove(&node);
-        } else {
-            *attaches = left;
-        }
+        segment.end_attaches(node, count)?;
         segment.lpid = pid;
         segment.dtime = cx.now;
+        self.destroy_if_due(id, cx);
+        Ok(())
+    }
+
+    /// An attach of a node came to nothing.
+    pub(crate) fn unattach(
+        &mut self,
+        node: NodeId,
+        segment: SegmentId,
+        cx: &mut Context<'_>,
+    ) -> Result<(), Errno> {
+        let (id, segment) = self.find(segment).ok_or(Errno::EINVAL)?;
+        segment.end_attaches(node, 1)?;
+        (segment.lpid, segment.atime) = segment.before_attach;
         self.destroy_if_due(id, cx);
         Ok(())
     }
@@ -445,7 +453,22 @@ impl Segments {
 }
 
 impl Segment {
+    fn end_attaches(&mut self, node: NodeId, count: u32) -> Result<(), Errno> {
+        let attaches = self.attaches.get_mut(&node).ok_or(Errno::EINVAL)?;
+        let left = attaches
+            .checked_sub(u64::from(count))
+            .filter(|_| count > 0)
+            .ok_or(Errno::EINVAL)?;
+        if left == 0 {
+            self.attaches.remove(&node);
+        } else {
+            *attaches = left;
+        }
+        Ok(())
+    }
+
     fn attached(&mut self, node: NodeId, count: u64, pid: i32, now: i64) {
+        self.before_attach = (self.lpid, self.atime);
         *self.attaches.entry(node).or_default() += count;
         self.lpid = pid;
         self.atime = now;

@@ -98,6 +98,7 @@ fn message() -> impl Strategy<Value = ToCoordinator> {
         1 => (segment(), count()).prop_map(|(segment, count)| ToCoordinator::Inherited { segment, count, pid: 1 }),
         2 => (segment(), count())
             .prop_map(|(segment, count)| ToCoordinator::Detached { id: 0, segment, count, pid: 1 }),
+        1 => segment().prop_map(|segment| ToCoordinator::Unattached { segment }),
         3 => segment().prop_map(|segment| ToCoordinator::Sharing { segment }),
         3 => extent().prop_map(|extent| ToCoordinator::FindHome { extent }),
         1 => segment().prop_map(|segment| ToCoordinator::FindSegment { segment }),

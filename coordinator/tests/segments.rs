@@ -327,3 +327,17 @@ fn answers_to_attaches_alone_say_where_pages_are() {
     let at = cluster.start(&p, Call::ShmAttach { id: 0, flags: 0 }, &[]);
     assert_eq!(cluster.take_answer(at).unwrap().1, Some(Placement::Solo));
 }
+
+#[test]
+fn nothing_shows_of_an_attach_that_could_not_be_mapped() {
+    let (mut cluster, [p, _]) = two_processes();
+    let q = root(p.node, 11);
+    let id = cluster.shmget(&p, 0, 100, 0o600).unwrap();
+    let (attachment, _) = cluster.shmat(&p, id, 0).unwrap();
+    let segment = attachment.segment;
+    let before = cluster.shm_stat(&p, id, StatBy::Id);
+    cluster.now += 1;
+    cluster.shmat(&q, id, 0).unwrap();
+    cluster.send(q.node, ToCoordinator::Unattached { segment });
+    assert_eq!(cluster.shm_stat(&p, id, StatBy::Id), before);
+}

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use migshm_protocol::call::{Answer, Attachment, Call, Caller, Errno, Outcome};
 use migshm_protocol::control::{Placement, ToCoordinator};
 use migshm_protocol::ids::PAGE_SIZE;
-use migshm_protocol::local::{FromNode, LOCAL_VERSION, ToNode};
+use migshm_protocol::local::{FromNode, LOCAL_VERSION, Pieces, ToNode};
 use migshm_protocol::{ProcessId, SegmentId, codec};
 use tokio::io::unix::AsyncFd;
 use tokio::task::AbortHandle;
@@ -434,14 +434,14 @@ impl Node {
             Pending::Detach {
                 connection,
                 attach,
-                length,
+                pieces,
             } => {
                 if let Some(theirs) = self.finish(connection, id) {
                     let message = match outcome {
                         Ok(_) => FromNode::Detaching {
                             id: theirs,
                             attach: attach.0,
-                            length,
+                            pieces,
                         },
                         Err(_) => FromNode::Answer {
                             id: theirs,
@@ -491,7 +491,8 @@ impl Node {
             };
             if leave.is_err() {
                 // It counts already.
-                self.detached(attachment.segment, 1, pid);
+                let segment = attachment.segment;
+                self.tell(ToCoordinator::Unattached { segment }, &[]);
             }
             leave
         });
@@ -595,7 +596,7 @@ impl Node {
             })
         };
         if outcome.is_err() {
-            self.detached(segment, 1, pid);
+            self.tell(ToCoordinator::Unattached { segment }, &[]);
         }
         if tracked && address != 0 {
             self.answer(from, id, outcome.map(|()| Answer::Value(0)), &[], None);
@@ -605,11 +606,15 @@ impl Node {
 
     fn on_detach(&mut self, from: ConnectionId, theirs: u64, caller: &Caller, address: u64) {
         let space = self.space_after_forks(caller.pid);
-        let found = space.and_then(|space| self.memory.attach_at(space, address));
-        let (Some(space), Some((attach, segment, length))) = (space, found) else {
+        let found = space.and_then(|space| self.memory.spaces.mappings.attach_at(space, address));
+        let (Some(space), Some((attach, segment, runs))) = (space, found) else {
             return self.answer(from, theirs, Err(Errno::EINVAL), &[], None);
         };
         self.memory.spaces.mappings.stop_counting(space, attach);
+        let mut pieces = Pieces::default();
+        for (piece, run) in pieces.iter_mut().zip(&runs) {
+            *piece = (run.first_page, run.pages);
+        }
         let id = self.next_id();
         if let Some(connection) = self.connections.get_mut(&from) {
             connection.call = Some((theirs, id));
@@ -619,7 +624,7 @@ impl Node {
             Pending::Detach {
                 connection: from,
                 attach,
-                length,
+                pieces,
             },
         );
         self.tell(

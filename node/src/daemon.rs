@@ -23,6 +23,7 @@ use migshm_coherence::{Config as CoherenceConfig, Engine, HomePolicy, Time};
 use migshm_coordinator::{Core, Output};
 use migshm_protocol::call::{Caller, Errno};
 use migshm_protocol::control::{FromCoordinator, Member, ToCoordinator};
+use migshm_protocol::local::Pieces;
 use migshm_protocol::page::PageMessage;
 use migshm_protocol::{NodeId, ProcessId, SegmentId};
 use migshm_transport::{Endpoint, FrameSender};
@@ -170,8 +171,8 @@ pub enum Pending {
         connection: ConnectionId,
         /// What ends.
         attach: AttachId,
-        /// Bytes to unmap.
-        length: u64,
+        /// What to unmap.
+        pieces: Pieces,
     },
 }
 

@@ -153,14 +153,6 @@ impl Memory {
         self.spaces.map(space, attach, segment, entry, address)
     }
 
-    /// The attach that starts at `address`, with its segment and mapped length in bytes.
-    #[must_use]
-    pub fn attach_at(&self, space: SpaceId, address: u64) -> Option<(AttachId, SegmentId, u64)> {
-        let (attach, segment) = self.spaces.mappings.attach_at(space, address)?;
-        let length = u64::from(self.segments[&segment].pages()) * PAGE;
-        Some((attach, segment, length))
-    }
-
     /// Forgets an address space; returns how many attaches of which segments went with it.
     pub fn remove_space(&mut self, id: SpaceId) -> Vec<(SegmentId, u32)> {
         for waiters in self.waiting.values_mut() {

@@ -67,6 +67,12 @@ pub enum ToCoordinator {
         /// Whose.
         pid: i32,
     },
+    /// An attach that was answered came to nothing, as its process could not map it. Nothing of it
+    /// shows, unlike of one that ended.
+    Unattached {
+        /// The segment.
+        segment: SegmentId,
+    },
     /// The node tracks this segment now, as [`FromCoordinator::Share`] asked.
     Sharing {
         /// The segment.

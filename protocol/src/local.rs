@@ -122,7 +122,12 @@ pub enum FromNode {
         id: u64,
         /// The attach.
         attach: u64,
-        /// Length of the mapping in bytes, in whole pages.
-        length: u64,
+        /// What is left of it.
+        pieces: Pieces,
     },
 }
+
+/// Runs of an attach's pages: the index of the first and how many; those of none mean nothing.
+/// Those that do not fit are not listed: their memory stays mapped, as that of an attach that was
+/// taken apart and never detached.
+pub type Pieces = [(u32, u32); 16];

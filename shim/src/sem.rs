@@ -27,10 +27,20 @@ pub fn operate(id: c_int, operations: usize, count: usize, timeout: usize) -> Re
     if count > SEMOPM {
         return Err(Errno::E2BIG);
     }
-    if count == 0 || id < 0 {
+    if count == 0 {
         return Err(Errno::EINVAL);
     }
-    let patience = timeout.map_or(Ok(Patience::UntilSignal), deadline)?;
+    let patience = timeout.map_or(Ok(Patience::UntilSignal), deadline);
+    let patience = match patience {
+        Ok(patience) if id >= 0 => patience,
+        _ => {
+            // The kernel reads the operations before it looks at these.
+            for operation in 0..count {
+                sys::copy_in::<[u8; SemBuf::SIZE]>(operations + operation * SemBuf::SIZE)?;
+            }
+            return Err(Errno::EINVAL);
+        }
+    };
     let mut session = Session::begin()?;
     let request = process::request_id();
     let operations = Raw {

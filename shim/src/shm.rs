@@ -104,12 +104,14 @@ pub fn detach(address: usize) -> Result<isize, Errno> {
         Raw::NONE,
     )?;
     match session.reply(id, Patience::Endless)?.message {
-        FromNode::Detaching { attach, length, .. } => {
-            Mapping {
-                address,
-                length: length as usize,
+        FromNode::Detaching { attach, pieces, .. } => {
+            for (first, pages) in pieces {
+                Mapping {
+                    address: address + first as usize * PAGE_SIZE,
+                    length: pages as usize * PAGE_SIZE,
+                }
+                .unmap();
             }
-            .unmap();
             // The count only says whether a fork child has something to tell; it may not wrap
             // where a raw clone's child detaches what it never counted.
             let _ = ATTACHES.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {

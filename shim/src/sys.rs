@@ -164,6 +164,8 @@ pub unsafe trait Plain: Copy {}
 
 // SAFETY: two longs.
 unsafe impl Plain for libc::timespec {}
+// SAFETY: bytes.
+unsafe impl<const N: usize> Plain for [u8; N] {}
 
 /// Reads a value at an address that the program gave, which may be any number.
 ///

@@ -35,12 +35,32 @@ impl Mappings {
         self.segments.get(&space).map_or(&[], Vec::as_slice)
     }
 
-    /// The attach that starts at `address`, with its segment.
+    /// The attach that `shmdt` of `address` ends: that of the first run of pages, from there on,
+    /// which is where it would be had the attach begun at `address` (as in `ipc/shm.c`). With its
+    /// segment and the runs that are where they would be.
     #[must_use]
-    pub fn attach_at(&self, space: SpaceId, address: u64) -> Option<(AttachId, SegmentId)> {
-        let (segment, mapping) = self.mapping_at(space, address)?;
-        (mapping.address == address && mapping.first_page == 0 && mapping.counts)
-            .then_some((mapping.attach, segment))
+    pub fn attach_at(
+        &self,
+        space: SpaceId,
+        address: u64,
+    ) -> Option<(AttachId, SegmentId, Vec<Mapping>)> {
+        let of_segment = |id: &SegmentId| {
+            let runs = self.mappings.get(id).into_iter().flatten();
+            let id = *id;
+            runs.filter(move |run| {
+                run.space == space && run.counts && run.begins_at() == Some(address)
+            })
+            .map(move |run| (id, *run))
+        };
+        let mut runs: Vec<(SegmentId, Mapping)> = self
+            .segments_in(space)
+            .iter()
+            .flat_map(of_segment)
+            .collect();
+        let (segment, first) = *runs.iter().min_by_key(|(_, run)| run.address)?;
+        runs.retain(|(_, run)| run.attach == first.attach);
+        let runs = runs.into_iter().map(|(_, run)| run).collect();
+        Some((first.attach, segment, runs))
     }
 
     /// The page at an address of an address space.
@@ -230,6 +250,11 @@ impl Mapping {
     pub fn address_of(&self, page: u32) -> Option<u64> {
         let offset = page.checked_sub(self.first_page)?;
         (offset < self.pages).then(|| self.address + u64::from(offset) * PAGE)
+    }
+
+    /// Where the segment's first page would be.
+    fn begins_at(&self) -> Option<u64> {
+        self.address.checked_sub(u64::from(self.first_page) * PAGE)
     }
 
     /// Its length in bytes.
