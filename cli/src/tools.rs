@@ -110,6 +110,7 @@ impl Client {
             .exchange(&ToNode::Hello {
                 version: LOCAL_VERSION,
                 forked_from: 0,
+                anchor: 0,
             })?
             .0
         {

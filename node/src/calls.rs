@@ -23,10 +23,10 @@ use crate::uffd::Uffd;
 /// `SHM_RDONLY` of `shmat(2)`.
 const SHM_RDONLY: i32 = 0o10000;
 
-/// What a known process's anchor page contains: nonzero, and the address space's number.
-fn anchor_page(space: SpaceId) -> [u8; PAGE_SIZE] {
+/// An anchor page: the address space's secret, then zeros.
+fn anchor_page(secret: u64) -> [u8; PAGE_SIZE] {
     let mut page = [0; PAGE_SIZE];
-    page[..8].copy_from_slice(&space.0.to_le_bytes());
+    page[..8].copy_from_slice(&secret.to_ne_bytes());
     page
 }
 
@@ -88,9 +88,10 @@ impl Node {
         if let ToNode::Hello {
             version,
             forked_from,
+            anchor,
         } = message
         {
-            return self.on_hello(from, version, forked_from);
+            return self.on_hello(from, version, forked_from, anchor);
         }
         let Some(caller) = self.connections.get(&from).and_then(|c| c.caller.clone()) else {
             return Err(io::Error::new(
@@ -164,7 +165,13 @@ impl Node {
         Some(space)
     }
 
-    fn on_hello(&mut self, from: ConnectionId, version: u32, forked_from: i32) -> io::Result<()> {
+    fn on_hello(
+        &mut self,
+        from: ConnectionId,
+        version: u32,
+        forked_from: i32,
+        anchor: u64,
+    ) -> io::Result<()> {
         let Some(connection) = self.connections.get(&from) else {
             return Ok(());
         };
@@ -197,6 +204,13 @@ impl Node {
         let process = self.meet(credentials.pid)?;
         if forked_from != 0 {
             self.adopt_fork(forked_from, credentials.pid);
+        }
+        let spaces = &self.spaces;
+        let anchored = spaces
+            .iter()
+            .find(|(_, resident)| resident.pid.is_none() && resident.secret == anchor);
+        if let Some((&space, _)) = anchored.filter(|_| anchor != 0) {
+            self.identify(credentials.pid, space);
         }
         let Credentials {
             pid,
@@ -274,13 +288,25 @@ impl Node {
             .spaces
             .add_space(Some(uffd), address)
             .map_err(|error| self.no_tracking(pid, &error))?;
-        let watcher = tasks::watch_space(self, space);
-        self.spaces.insert(space, Resident { pid: None, watcher });
+        let secret = self.watch(space);
         self.memory
             .spaces
-            .introduce(space, address, &anchor_page(space));
+            .introduce(space, address, &anchor_page(secret));
         self.settle_in(pid, space);
         Ok(())
+    }
+
+    /// Adds the entry of an address space with an anchor; gives its secret.
+    fn watch(&mut self, space: SpaceId) -> u64 {
+        let secret = local::secret();
+        let watcher = tasks::watch_space(self, space);
+        let resident = Resident {
+            pid: None,
+            secret,
+            watcher,
+        };
+        self.spaces.insert(space, resident);
+        secret
     }
 
     /// An address space is known to be this process's.
@@ -308,13 +334,7 @@ impl Node {
             return None;
         }
         let space = self.memory.spaces.add_space(None, 0).ok()?;
-        self.spaces.insert(
-            space,
-            Resident {
-                pid: None,
-                watcher: None,
-            },
-        );
+        self.spaces.insert(space, Resident::default());
         self.settle_in(pid, space);
         Some(space)
     }
@@ -348,8 +368,7 @@ impl Node {
 
     /// The kernel reported a fork. Whose it is comes later.
     pub(crate) fn on_fork(&mut self, parent: SpaceId, child: SpaceId) {
-        let watcher = tasks::watch_space(self, child);
-        self.spaces.insert(child, Resident { pid: None, watcher });
+        self.watch(child);
         self.quiet_space.notify_one();
         let pid = self.spaces.get(&parent).and_then(|r| r.pid).unwrap_or(0);
         self.report_inherited(child, pid);
@@ -358,22 +377,31 @@ impl Node {
     /// A forked child touched its anchor page.
     ///
     /// The thread's id is in its own pid namespace, so in a container it may name another process:
-    /// one that has an address space is left alone, and the child remains unknown.
+    /// one that does not have the page. The child is then known from its first greeting.
     pub(crate) fn on_introduction(&mut self, space: SpaceId, address: u64, thread: i32) {
-        if let Some(pid) = local::process_of(thread)
-            && self.meet(pid).is_ok()
-        {
-            let old = self.space_of(pid);
-            if old.is_none_or(|old| !self.memory.spaces.is_alive(old)) {
-                if let Some(old) = old {
-                    self.end_space(old);
-                }
-                self.settle_in(pid, space);
-            }
-        }
+        let secret = self.spaces.get(&space).map_or(0, |r| r.secret);
         self.memory
             .spaces
-            .introduce(space, address, &anchor_page(space));
+            .introduce(space, address, &anchor_page(secret));
+        if let Some(pid) = local::process_of(thread)
+            && local::word_at(pid, address) == Some(secret)
+        {
+            self.identify(pid, space);
+        }
+    }
+
+    /// A child has said, in one way or another, that an address space is its own.
+    fn identify(&mut self, pid: i32, space: SpaceId) {
+        if self.meet(pid).is_err() {
+            return;
+        }
+        let old = self.space_of(pid);
+        if old.is_none_or(|old| !self.memory.spaces.is_alive(old)) {
+            if let Some(old) = old {
+                self.end_space(old);
+            }
+            self.settle_in(pid, space);
+        }
     }
 
     /// A process has another address space now, or none. The old one may live on with other

@@ -147,6 +147,8 @@ pub struct Process {
 pub struct Resident {
     /// Whose it is; `None` for a child of a raw `clone` that has not made itself known.
     pub(crate) pid: Option<i32>,
+    /// What its anchor page contains: a secret of its processes; 0 without an anchor.
+    pub(crate) secret: u64,
     pub(crate) watcher: Option<AbortHandle>,
 }
 

@@ -348,3 +348,29 @@ pub fn maps_segments(pid: i32) -> bool {
 pub fn parent_of(pid: i32) -> Option<i32> {
     status_field(pid, "PPid")?.parse().ok()
 }
+
+/// The word at an address of a process; `None` if it is gone, or has nothing there.
+#[must_use]
+pub fn word_at(pid: i32, address: u64) -> Option<u64> {
+    let mut word = 0u64;
+    let local = libc::iovec {
+        iov_base: (&raw mut word).cast(),
+        iov_len: size_of::<u64>(),
+    };
+    let remote = libc::iovec {
+        iov_base: address as *mut libc::c_void,
+        iov_len: size_of::<u64>(),
+    };
+    // SAFETY: `local` is a live word; the kernel checks `remote`.
+    let read = unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
+    (usize::try_from(read) == Ok(size_of::<u64>())).then_some(word)
+}
+
+/// A number that nobody can guess, and not 0.
+#[must_use]
+pub fn secret() -> u64 {
+    let mut bytes = [0; 8];
+    // SAFETY: a live buffer of that length; so few bytes come whole once the system is up.
+    unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    u64::from_ne_bytes(bytes) | 1
+}

@@ -27,6 +27,9 @@ pub enum ToNode {
         /// For a process that was forked where forks are not seen by userfaultfd: its parent's
         /// pid, whose attaches it inherited. 0 otherwise.
         forked_from: i32,
+        /// What its anchor page contains, by which the daemon knows whose address space it is;
+        /// 0 without an anchor.
+        anchor: u64,
     },
     /// The process's userfaultfd (one descriptor, made with `USERFAULTFD_IOC_NEW`) and its
     /// anchor page; once per address space, before its first attach. Answered by

@@ -10,7 +10,9 @@
 //! - Being wiped on fork, it is missing in the child. The child's first read of it faults; the
 //!   daemon sees the fault on the child's userfaultfd, with the id of the thread that read, and so
 //!   learns which process the address space belongs to. It then fills the page, and later reads
-//!   cost nothing. The read is done by a fork handler, or else at the child's first call.
+//!   cost nothing. The read is done by a fork handler, or else at the child's first call. In a
+//!   container the thread's id may be another one than the daemon's, which then learns it by the
+//!   secret that it has put into the page: every greeting tells it.
 //!
 //! The shim keeps its copy of the userfaultfd: if the daemon's were the last one, the daemon's
 //! death would let blocked faults resume on zero pages.
@@ -42,12 +44,13 @@ pub fn is_set() -> bool {
 }
 
 /// Introduces this process to the daemon, if its address space is anchored and it has not been.
-pub fn introduce() {
-    let anchor = ANCHOR.load(Ordering::Acquire);
-    if anchor != 0 {
+/// Gives what the daemon has put into the anchor; 0 without one.
+pub fn introduce() -> u64 {
+    match ANCHOR.load(Ordering::Acquire) {
+        0 => 0,
         // SAFETY: the anchor is mapped for good, and nobody writes to it but the kernel on the
         // daemon's behalf.
-        unsafe { (anchor as *const u64).read_volatile() };
+        anchor => unsafe { (anchor as *const u64).read_volatile() },
     }
 }
 

@@ -17,6 +17,7 @@ use migshm_protocol::call::Errno;
 use migshm_protocol::codec;
 use migshm_protocol::local::{FromNode, LOCAL_VERSION, ToNode};
 
+use crate::anchor;
 use crate::client::out_of_step;
 use crate::complain::complain;
 use crate::process::{self, Wiped};
@@ -106,6 +107,7 @@ impl Connection {
             let hello = ToNode::Hello {
                 version: LOCAL_VERSION,
                 forked_from: process::forked_from(own),
+                anchor: anchor::introduce(),
             };
             let welcome = connection
                 .send(&hello, Raw::NONE, None)

@@ -46,6 +46,33 @@ fn a_detach_in_one_thread_leaves_the_attach_of_another_alone() {
 }
 
 #[test]
+fn processes_of_containers_are_told_apart() {
+    if !is_root_for("making namespaces") {
+        return;
+    }
+    let solo = Solo::new();
+    // A process outside keeps the daemon, which would end with the namespace that it is started in.
+    let mut keeper = Process::start(&mut solo.program("sysv"));
+    keeper.obey("segment 1 4096");
+    for namespaces in [
+        &["--pid", "--fork"][..],
+        &[
+            "--user",
+            "--map-root-user",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+        ],
+        &["--ipc", "--net", "--uts", "--mount"],
+    ] {
+        for name in ["fork", "undo"] {
+            let mut command = solo.preloaded("unshare");
+            run(command.args(namespaces).arg(program(name))).succeeded();
+        }
+    }
+}
+
+#[test]
 fn a_daemon_goes_when_nothing_needs_it() {
     let solo = Solo::new();
     let mut process = Process::start(&mut solo.program("sysv"));

@@ -19,7 +19,7 @@ use migshm_protocol::call::{
 };
 use migshm_protocol::codec;
 use migshm_protocol::limits::MAX_LOCAL;
-use migshm_protocol::local::{FromNode, SOCKET, ToNode};
+use migshm_protocol::local::{FromNode, Pieces, SOCKET, ToNode};
 use migshm_protocol::{NodeId, SegmentId};
 
 mod tracking;
@@ -304,7 +304,7 @@ fn serve(socket: &OwnedFd, connection: usize, script: Script, state: &Arc<Mutex<
                         FromNode::Detaching {
                             id,
                             attach,
-                            length: SIZE.next_multiple_of(4096),
+                            pieces: whole(SIZE),
                         },
                         &[],
                         None,
@@ -539,4 +539,11 @@ fn receive(socket: &OwnedFd) -> Option<(ToNode, Vec<u8>, Option<OwnedFd>)> {
     let (message, raw) =
         codec::decode(&bytes[..count as usize]).expect("a message of this protocol");
     Some((message, raw.to_vec(), descriptor))
+}
+
+/// The one piece that an attach is in.
+fn whole(size: u64) -> Pieces {
+    let mut pieces = Pieces::default();
+    pieces[0] = (0, size.div_ceil(4096) as u32);
+    pieces
 }
