@@ -8,7 +8,7 @@
 //! Linux answers EINVAL for a stale id whether its index is free or used again (since 4.3); EIDRM
 //! is left to calls that were already waiting when the object went away.
 
-use migshm_protocol::call::{Caller, Errno, Perm};
+use migshm_protocol::call::{Caller, Errno, Perm, StatBy};
 use migshm_protocol::limits::IPCMNI;
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
@@ -164,6 +164,23 @@ impl<T> Table<T> {
         Ok((id, entry))
     }
 
+    /// The object that a `*_STAT` command names, and its id, if the caller may read it or need not.
+    pub(crate) fn named(
+        &self,
+        id: i32,
+        by: StatBy,
+        caller: &Caller,
+    ) -> Result<(i32, &Entry<T>), Errno> {
+        let (id, entry) = match by {
+            StatBy::Id => (id, self.get(id)?),
+            StatBy::Index | StatBy::Any => self.at(id)?,
+        };
+        if by != StatBy::Any {
+            perm::check(&entry.perm, caller, perm::READ)?;
+        }
+        Ok((id, entry))
+    }
+
     /// Makes the object's key free for others, while it lives on under its id.
     pub(crate) fn forget_key(&mut self, id: i32) {
         if let Ok(entry) = self.get_mut(id) {
@@ -196,6 +213,11 @@ impl<T> Table<T> {
     /// The highest index in use, 0 if there is none: what the `*_INFO` commands return.
     pub(crate) fn highest(&self) -> i32 {
         i32::try_from(self.slots.len().saturating_sub(1)).expect("below IPCMNI")
+    }
+
+    /// All objects, by index.
+    pub(crate) fn objects(&self) -> impl Iterator<Item = &T> {
+        self.slots.iter().flatten().map(|entry| &entry.object)
     }
 
     /// The ids of all objects, by index.

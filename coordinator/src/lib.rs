@@ -1,5 +1,5 @@
-//! The cluster's authority on System V objects: one namespace of segments and semaphore sets for
-//! all nodes, who the members are, and where the pages of each segment live.
+//! The cluster's authority on System V objects: one namespace of segments, semaphore sets and
+//! message queues for all nodes, who the members are, and where the pages of each segment live.
 //!
 //! [`Core`] is a pure state machine. It gets the messages of the nodes and the time, and gives
 //! back the messages to send; it does no I/O and has no clock, and all of its state is plain data
@@ -12,7 +12,10 @@
 //!                     ╲             ╱
 //!   [sem] semget, semop, semctl   [shm] shmget, shmat, shmctl ── [placement] Solo, Shared, homes
 //!     │ set, queue, undo                │                             │
-//!     ╰──── [processes] blocked calls, undo of a process         [members] slots, epochs, memory
+//!     │                                 │                        [members] slots, epochs, memory
+//!     │  [msg] msgget, msgsnd, msgrcv, msgctl
+//!     │    │ queue                      │
+//!     ╰────┴─ [processes] blocked calls, undo of a process
 //! ```
 //!
 //! # Trust
@@ -25,6 +28,7 @@
 
 mod ids;
 mod members;
+mod msg;
 mod perm;
 mod placement;
 mod processes;
@@ -33,7 +37,7 @@ pub mod server;
 mod shm;
 
 use migshm_protocol::NodeId;
-use migshm_protocol::call::{Answer, Attachment, Call, Caller, Outcome};
+use migshm_protocol::call::{Answer, Attachment, Call, Caller, Errno, Outcome};
 use migshm_protocol::control::{FromCoordinator, Placement, ToCoordinator};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -41,8 +45,9 @@ use std::net::SocketAddr;
 pub use members::JoinError;
 
 use members::Members;
-use processes::{Awaited, CallKey, ProcessKey, Processes};
-use sem::{SemSets, Wake};
+use msg::MsgQueues;
+use processes::{Awaited, CallKey, ProcessKey, Processes, Wake};
+use sem::SemSets;
 use shm::Segments;
 
 /// A message to send to a node.
@@ -52,7 +57,7 @@ pub struct Output {
     pub to: NodeId,
     /// The message.
     pub message: FromCoordinator,
-    /// What follows it: the values of `GETALL`, otherwise nothing.
+    /// What follows it: the values of `GETALL`, the message of `msgrcv`, otherwise nothing.
     pub raw: Vec<u8>,
 }
 
@@ -63,6 +68,7 @@ pub struct Core {
     processes: Processes,
     segments: Segments,
     sets: SemSets,
+    queues: MsgQueues,
     protocol_errors: u64,
 }
 
@@ -70,6 +76,13 @@ pub struct Core {
 struct Request<'a> {
     call: CallKey,
     caller: &'a Caller,
+}
+
+/// The objects of all kinds.
+struct Objects<'a> {
+    segments: &'a mut Segments,
+    sets: &'a mut SemSets,
+    queues: &'a mut MsgQueues,
 }
 
 /// What the calls on objects need besides their objects.
@@ -95,6 +108,7 @@ impl Core {
             processes: Processes::default(),
             segments: Segments::new(),
             sets: SemSets::new(),
+            queues: MsgQueues::new(),
             protocol_errors: 0,
         }
     }
@@ -132,7 +146,7 @@ impl Core {
         for process in processes {
             self.undo(now, process, None, out);
         }
-        let (segments, _, mut cx) = self.split(now, out);
+        let (Objects { segments, .. }, mut cx) = self.split(now, out);
         segments.lose(node, &mut cx);
         self.tell_members(out);
     }
@@ -154,7 +168,7 @@ impl Core {
     /// Whether no object exists.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.segments.is_empty() && self.sets.is_empty()
+        self.segments.is_empty() && self.sets.is_empty() && self.queues.is_empty()
     }
 
     /// How many messages made no sense and were ignored.
@@ -206,7 +220,7 @@ impl Core {
                 count,
                 pid,
             } => {
-                let (segments, _, cx) = self.split(now, out);
+                let (Objects { segments, .. }, cx) = self.split(now, out);
                 segments.inherit(from, segment, count, pid, &cx)
             }
             ToCoordinator::Detached {
@@ -215,7 +229,7 @@ impl Core {
                 count,
                 pid,
             } => {
-                let (segments, _, mut cx) = self.split(now, out);
+                let (Objects { segments, .. }, mut cx) = self.split(now, out);
                 let detached = segments.detach(from, segment, count, pid, &mut cx);
                 if id != 0 {
                     let call = CallKey { node: from, id };
@@ -224,15 +238,15 @@ impl Core {
                 detached.is_ok()
             }
             ToCoordinator::Unattached { segment } => {
-                let (segments, _, mut cx) = self.split(now, out);
+                let (Objects { segments, .. }, mut cx) = self.split(now, out);
                 segments.unattach(from, segment, &mut cx).is_ok()
             }
             ToCoordinator::Sharing { segment } => {
-                let (segments, _, mut cx) = self.split(now, out);
+                let (Objects { segments, .. }, mut cx) = self.split(now, out);
                 segments.sharing(from, segment, &mut cx)
             }
             ToCoordinator::FindHome { extent } => {
-                let (segments, _, mut cx) = self.split(now, out);
+                let (Objects { segments, .. }, mut cx) = self.split(now, out);
                 let home = segments.find_home(extent, from, &mut cx);
                 out.push(Output::new(from, FromCoordinator::HomeIs { extent, home }));
                 true
@@ -257,7 +271,7 @@ impl Core {
                 true
             }
             ToCoordinator::HomeMoved { extent } => {
-                let (segments, _, mut cx) = self.split(now, out);
+                let (Objects { segments, .. }, mut cx) = self.split(now, out);
                 segments.move_home(extent, from, &mut cx)
             }
         }
@@ -271,8 +285,21 @@ impl Core {
         raw: &[u8],
         out: &mut Vec<Output>,
     ) {
-        let (segments, sets, mut cx) = self.split(now, out);
-        let mut values = Vec::new();
+        let (
+            Objects {
+                segments,
+                sets,
+                queues,
+            },
+            mut cx,
+        ) = self.split(now, out);
+        let mut beside = Vec::new();
+        let mut with_raw = |answered: Result<(Answer, Vec<u8>), Errno>| {
+            answered.map(|(answer, raw)| {
+                beside = raw;
+                answer
+            })
+        };
         // `None`: the call is blocked, or answered already.
         let outcome = match call {
             Call::ShmGet { key, size, flags } => Some(
@@ -291,16 +318,25 @@ impl Core {
                 .operate(request, id, raw, &mut cx)
                 .map(|done| done.map(|()| Answer::Value(0))),
             Call::SemCtl { id, command } => {
-                let controlled = sets.control(request, id, command, raw, &mut cx);
-                Some(controlled.map(|(answer, raw)| {
-                    values = raw;
-                    answer
-                }))
+                Some(with_raw(sets.control(request, id, command, raw, &mut cx)))
             }
+            Call::MsgGet { key, flags } => {
+                Some(queues.get(request, key, flags, now).map(Answer::Value))
+            }
+            Call::MsgSend { id, flags } => queues.send(request, id, flags, raw, &mut cx),
+            Call::MsgReceive {
+                id,
+                size,
+                mtype,
+                flags,
+            } => queues
+                .receive(request, id, size, mtype, flags, &mut cx)
+                .map(with_raw),
+            Call::MsgCtl { id, command } => Some(queues.control(request, id, command, &mut cx)),
         };
         if let Some(outcome) = outcome {
             out.push(Output {
-                raw: values,
+                raw: beside,
                 ..Output::answer(request.call, outcome)
             });
         }
@@ -311,6 +347,7 @@ impl Core {
         match self.processes.unblock(call) {
             Some(Awaited::Semaphores(id)) => self.sets.cancel(id, call),
             Some(Awaited::Segment(segment)) => self.segments.cancel(segment, call),
+            Some(Awaited::Queue(id)) => self.queues.cancel(id, call),
             None => return false,
         }
         true
@@ -328,7 +365,7 @@ impl Core {
         let Some((last_pid, ids)) = self.processes.remove(process) else {
             return;
         };
-        let (_, sets, mut cx) = self.split(now, out);
+        let (Objects { sets, .. }, mut cx) = self.split(now, out);
         for id in ids {
             sets.undo(process, pid.unwrap_or(last_pid), id, &mut cx);
         }
@@ -338,14 +375,19 @@ impl Core {
         &'a mut self,
         now: i64,
         out: &'a mut Vec<Output>,
-    ) -> (&'a mut Segments, &'a mut SemSets, Context<'a>) {
+    ) -> (Objects<'a>, Context<'a>) {
+        let objects = Objects {
+            segments: &mut self.segments,
+            sets: &mut self.sets,
+            queues: &mut self.queues,
+        };
         let cx = Context {
             now,
             members: &mut self.members,
             processes: &mut self.processes,
             out,
         };
-        (&mut self.segments, &mut self.sets, cx)
+        (objects, cx)
     }
 
     fn tell_members(&self, out: &mut Vec<Output>) {
@@ -395,12 +437,21 @@ impl Output {
 }
 
 impl Context<'_> {
+    /// The call is blocked from now on.
+    fn block(&mut self, request: &Request<'_>, on: Awaited) {
+        let Caller { pid, .. } = *request.caller;
+        self.processes
+            .block(request.call, request.process(), pid, on);
+    }
+
     /// Answers the calls that are blocked no longer.
-    fn wake(&mut self, wakes: Vec<Wake>) {
-        for Wake { call, result } in wakes {
+    fn wake(&mut self, wakes: impl IntoIterator<Item = Wake>) {
+        for Wake { call, outcome, raw } in wakes {
             self.processes.unblock(call);
-            self.out
-                .push(Output::answer(call, result.map(|()| Answer::Value(0))));
+            self.out.push(Output {
+                raw,
+                ..Output::answer(call, outcome)
+            });
         }
     }
 }

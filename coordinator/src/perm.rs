@@ -18,6 +18,7 @@ const MODE: u32 = 0o777;
 const CAP_IPC_LOCK: u32 = 14;
 const CAP_IPC_OWNER: u32 = 15;
 const CAP_SYS_ADMIN: u32 = 21;
+const CAP_SYS_RESOURCE: u32 = 24;
 
 /// The caller's own, with the mode of `flags`.
 pub(crate) fn new(key: i32, seq: u16, flags: u32, caller: &Caller) -> Perm {
@@ -62,6 +63,15 @@ pub(crate) fn check_control(perm: &Perm, caller: &Caller) -> Result<(), Errno> {
 /// EPERM unless the caller may lock the object into memory, and unlock it.
 pub(crate) fn check_lock(perm: &Perm, caller: &Caller) -> Result<(), Errno> {
     if capable(caller, CAP_IPC_LOCK) || is_owner(perm, caller) {
+        Ok(())
+    } else {
+        Err(Errno::EPERM)
+    }
+}
+
+/// EPERM unless the caller may exceed what everybody may have.
+pub(crate) fn check_resource(caller: &Caller) -> Result<(), Errno> {
+    if capable(caller, CAP_SYS_RESOURCE) {
         Ok(())
     } else {
         Err(Errno::EPERM)

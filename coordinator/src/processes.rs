@@ -3,6 +3,7 @@
 //! The two halves of [`Processes`] mirror each other: a call is in `blocked` exactly while its
 //! process lists it.
 
+use migshm_protocol::call::{Answer, Errno, Outcome};
 use migshm_protocol::{NodeId, ProcessId, SegmentId};
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,17 @@ pub(crate) enum Awaited {
     Semaphores(i32),
     /// Leave to attach this segment.
     Segment(SegmentId),
+    /// Room or messages in the message queue with this id.
+    Queue(i32),
+}
+
+/// A blocked call has come to its end.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Wake {
+    pub(crate) call: CallKey,
+    pub(crate) outcome: Outcome,
+    /// What follows the answer.
+    pub(crate) raw: Vec<u8>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -49,6 +61,25 @@ struct Process {
 struct Blocked {
     process: ProcessKey,
     on: Awaited,
+}
+
+impl Wake {
+    /// The call has succeeded, with nothing to return.
+    pub(crate) fn done(call: CallKey) -> Wake {
+        Wake {
+            call,
+            outcome: Ok(Answer::Value(0)),
+            raw: Vec::new(),
+        }
+    }
+
+    pub(crate) fn failed(call: CallKey, errno: Errno) -> Wake {
+        Wake {
+            call,
+            outcome: Err(errno),
+            raw: Vec::new(),
+        }
+    }
 }
 
 impl Processes {

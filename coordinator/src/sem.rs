@@ -17,9 +17,8 @@ use crate::ids::{Entry, Table};
 use crate::perm;
 use crate::processes::{Awaited, CallKey, ProcessKey};
 use crate::{Context, Request};
+use queue::Waiter;
 use set::{Attempt, SemSet};
-
-pub(crate) use queue::{Waiter, Wake};
 
 /// Flag of a `sembuf`: fail rather than wait.
 const IPC_NOWAIT: i16 = 0o4000;
@@ -135,12 +134,7 @@ impl SemSets {
             }
             Attempt::Failed(errno) => Err(errno),
             Attempt::Blocked(blocking) => {
-                cx.processes.block(
-                    request.call,
-                    process,
-                    request.caller.pid,
-                    Awaited::Semaphores(id),
-                );
+                cx.block(request, Awaited::Semaphores(id));
                 set.enqueue(Waiter::new(
                     request.call,
                     process,
@@ -271,13 +265,7 @@ impl SemSets {
     }
 
     fn stat(&self, request: &Request<'_>, id: i32, by: StatBy) -> Result<SemStatus, Errno> {
-        let (id, Entry { perm, object: set }) = match by {
-            StatBy::Id => (id, self.table.get(id)?),
-            StatBy::Index | StatBy::Any => self.table.at(id)?,
-        };
-        if by != StatBy::Any {
-            perm::check(perm, request.caller, perm::READ)?;
-        }
+        let (id, Entry { perm, object: set }) = self.table.named(id, by, request.caller)?;
         Ok(SemStatus {
             id,
             perm: *perm,

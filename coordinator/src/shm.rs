@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 
 use crate::ids::{Entry, Table};
 use crate::placement::{Admission, Pages, WaitingAttach};
-use crate::processes::{Awaited, CallKey};
+use crate::processes::{Awaited, CallKey, Wake};
 use crate::{Context, Output, Request, perm};
 
 /// Flag of `shmget`: do not count the size against memory.
@@ -153,12 +153,7 @@ impl Segments {
                 ));
             }
             Admission::Later { ask } => {
-                cx.processes.block(
-                    request.call,
-                    request.process(),
-                    pid,
-                    Awaited::Segment(segment.segment),
-                );
+                cx.block(request, Awaited::Segment(segment.segment));
                 segment.pages.wait(WaitingAttach {
                     call: request.call,
                     pid,
@@ -357,13 +352,7 @@ impl Segments {
                 perm,
                 object: segment,
             },
-        ) = match by {
-            StatBy::Id => (id, self.table.get(id)?),
-            StatBy::Index | StatBy::Any => self.table.at(id)?,
-        };
-        if by != StatBy::Any {
-            perm::check(perm, request.caller, perm::READ)?;
-        }
+        ) = self.table.named(id, by, request.caller)?;
         let &Segment {
             size,
             atime,
@@ -440,10 +429,8 @@ impl Segments {
         };
         self.pages -= pages(size);
         let (known, waiting) = placed.dissolve(cx.members);
-        for WaitingAttach { call, .. } in waiting {
-            cx.processes.unblock(call);
-            cx.out.push(Output::answer(call, Err(Errno::EIDRM)));
-        }
+        let failed = |attach: WaitingAttach| Wake::failed(attach.call, Errno::EIDRM);
+        cx.wake(waiting.into_iter().map(failed));
         cx.out.extend(
             known
                 .into_iter()

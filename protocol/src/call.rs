@@ -2,7 +2,7 @@
 //!
 //! The shim parses `cmd` and flag integers into these types, so that everything past it deals
 //! with calls that make sense. Names and meanings are those of `shmget(2)`, `shmop(2)`,
-//! `shmctl(2)`, `semget(2)`, `semop(2)` and `semctl(2)`.
+//! `shmctl(2)`, `semget(2)`, `semop(2)`, `semctl(2)`, `msgget(2)`, `msgop(2)` and `msgctl(2)`.
 
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +31,7 @@ impl Errno {
     pub const ENOSPC: Errno = Errno(28);
     pub const ERANGE: Errno = Errno(34);
     pub const ENOSYS: Errno = Errno(38);
+    pub const ENOMSG: Errno = Errno(42);
     pub const EIDRM: Errno = Errno(43);
 }
 
@@ -40,7 +41,7 @@ impl Errno {
 pub struct Caller {
     /// The process, for undo and cancellation.
     pub process: ProcessId,
-    /// Its pid on its node, for `shm_cpid`, `shm_lpid` and `GETPID`.
+    /// Its pid on its node, for `shm_cpid`, `shm_lpid`, `GETPID`, `msg_lspid` and `msg_lrpid`.
     pub pid: i32,
     /// Effective user id.
     pub uid: u32,
@@ -53,7 +54,8 @@ pub struct Caller {
 }
 
 /// A call. `SemOp` is followed by its operations as raw [`SemBuf`]s, `SemCommand::SetAll` by its
-/// values as raw little-endian `u16`s.
+/// values as raw little-endian `u16`s, `MsgSend` by its message as a raw `struct msgbuf` (see
+/// [`MSG_TYPE_SIZE`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "parameters are named as in the manual pages")]
 pub enum Call {
@@ -70,16 +72,33 @@ pub enum Call {
     SemOp { id: i32 },
     /// `semctl(id, ...)`.
     SemCtl { id: i32, command: SemCommand },
+    /// `msgget(key, flags)`; answered by [`Answer::Value`].
+    MsgGet { key: i32, flags: i32 },
+    /// `msgsnd(id, ..., flags)`; answered by [`Answer::Value`] 0.
+    MsgSend { id: i32, flags: i32 },
+    /// `msgrcv(id, _, size, mtype, flags)`; answered by [`Answer::Message`].
+    MsgReceive {
+        id: i32,
+        size: u64,
+        mtype: i64,
+        flags: i32,
+    },
+    /// `msgctl(id, ...)`.
+    MsgCtl { id: i32, command: MsgCommand },
 }
+
+/// Bytes of a message's type (`mtype`, a little-endian `i64`), which precedes its text in a
+/// `struct msgbuf`, in memory and on the wire.
+pub const MSG_TYPE_SIZE: usize = 8;
 
 /// What `*_STAT` names its object by, and whether reading needs permission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StatBy {
     /// `IPC_STAT`: by id.
     Id,
-    /// `SHM_STAT`, `SEM_STAT`: by index into the kernel-like table; the answer carries the id.
+    /// `SHM_STAT` and its kin: by index into the kernel-like table; the answer carries the id.
     Index,
-    /// `SHM_STAT_ANY`, `SEM_STAT_ANY`: by index, without a check for read permission.
+    /// `SHM_STAT_ANY` and its kin: by index, without a check for read permission.
     Any,
 }
 
@@ -127,6 +146,26 @@ pub enum SemCommand {
     GetNcnt(i32),
     /// `GETZCNT` of a semaphore number.
     GetZcnt(i32),
+}
+
+/// The commands of `msgctl(2)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MsgCommand {
+    /// Answered by [`Answer::Queue`].
+    Stat(StatBy),
+    /// `IPC_SET`.
+    Set {
+        /// As for the other kinds.
+        perm: NewPerm,
+        /// New capacity in bytes (`msg_qbytes`).
+        qbytes: u64,
+    },
+    /// `IPC_RMID`.
+    Remove,
+    /// `IPC_INFO`; answered by [`Answer::MsgLimits`].
+    Limits,
+    /// `MSG_INFO`; answered by [`Answer::MsgLimits`] with usage in three of its fields.
+    Usage,
 }
 
 /// What `IPC_SET` changes.
@@ -202,6 +241,25 @@ pub enum Answer {
     SemLimits(SemLimits),
     /// `GETALL`: this many raw little-endian `u16` values follow the message.
     Values(u32),
+    /// `IPC_STAT` and its kin of `msgctl`.
+    Queue(MsgStatus),
+    /// `IPC_INFO` and `MSG_INFO` of `msgctl`.
+    MsgLimits(MsgLimits),
+    /// `msgrcv`: a `struct msgbuf` with this many bytes of text follows the message. Their number
+    /// is the call's return value.
+    Message(u32),
+}
+
+impl Answer {
+    /// Bytes that follow the message which brings this answer.
+    #[must_use]
+    pub fn raw_length(&self) -> usize {
+        match *self {
+            Answer::Values(count) => count as usize * size_of::<u16>(),
+            Answer::Message(text) => MSG_TYPE_SIZE + text as usize,
+            _ => 0,
+        }
+    }
 }
 
 /// Leave to attach a segment.
@@ -300,5 +358,36 @@ pub struct SemLimits {
     pub semusz: i32,
     pub semvmx: i32,
     pub semaem: i32,
+    pub highest: i32,
+}
+
+/// `struct msqid_ds`, with the id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct MsgStatus {
+    pub id: i32,
+    pub perm: Perm,
+    pub stime: i64,
+    pub rtime: i64,
+    pub ctime: i64,
+    pub cbytes: u64,
+    pub qnum: u64,
+    pub qbytes: u64,
+    pub lspid: i32,
+    pub lrpid: i32,
+}
+
+/// `struct msginfo`. `highest` is the call's return value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct MsgLimits {
+    pub msgpool: i32,
+    pub msgmap: i32,
+    pub msgmax: i32,
+    pub msgmnb: i32,
+    pub msgmni: i32,
+    pub msgssz: i32,
+    pub msgtql: i32,
+    pub msgseg: u16,
     pub highest: i32,
 }

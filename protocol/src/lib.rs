@@ -11,7 +11,8 @@
 //! A System V call is the same value on the first two links: [`call::Call`], which the shim
 //! makes, the node daemon stamps with the kernel's word for who the caller is, and the
 //! coordinator answers. Every message is a serde value encoded by [`codec`], optionally followed
-//! by raw bytes (page contents, `sembuf` arrays, `SETALL` values), which are never re-encoded.
+//! by raw bytes (page contents, `sembuf` arrays, `SETALL` values, messages of queues), which are
+//! never re-encoded.
 #![forbid(unsafe_code)]
 
 pub mod call;
@@ -28,7 +29,7 @@ pub use ids::{Extent, NodeId, Page, ProcessId, SegmentId};
 ///
 /// Peers whose major versions differ refuse each other; a minor version only adds what an
 /// older peer never sends.
-pub const VERSION: Version = Version { major: 1, minor: 0 };
+pub const VERSION: Version = Version { major: 1, minor: 1 };
 
 /// A protocol version, compared in the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -12,7 +12,7 @@ use migshm_protocol::call::{Errno, SemBuf};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::processes::{CallKey, ProcessKey};
+use crate::processes::{CallKey, ProcessKey, Wake};
 
 /// A blocked `semop`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -23,13 +23,6 @@ pub(crate) struct Waiter {
     pub(crate) ops: Vec<SemBuf>,
     /// Which of `ops` it could not do when it was last tried.
     pub(crate) blocking: usize,
-}
-
-/// A blocked `semop` has come to its end.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Wake {
-    pub(crate) call: CallKey,
-    pub(crate) result: Result<(), Errno>,
 }
 
 /// Waiters of one semaphore, or of the set as a whole, in order.
@@ -79,9 +72,9 @@ impl Waiter {
     }
 
     pub(crate) fn wake(&self, result: Result<(), Errno>) -> Wake {
-        Wake {
-            call: self.call,
-            result,
+        match result {
+            Ok(()) => Wake::done(self.call),
+            Err(errno) => Wake::failed(self.call, errno),
         }
     }
 

@@ -26,10 +26,10 @@ use migshm_protocol::limits::SEMVMX;
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
-use super::queue::{Queues, Waiter, Wake};
+use super::queue::{Queues, Waiter};
 use super::undo::Undo;
 use super::{IPC_NOWAIT, SEM_UNDO};
-use crate::processes::{CallKey, ProcessKey};
+use crate::processes::{CallKey, ProcessKey, Wake};
 
 /// How an attempt to do a call's operations ended.
 #[derive(Debug, PartialEq, Eq)]
