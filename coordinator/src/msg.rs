@@ -226,11 +226,14 @@ impl MsgQueues {
                     object: queue,
                 } = self.table.get_mut(id)?;
                 perm::check_control(perm, request.caller)?;
-                if qbytes > MSGMNB {
+                // Linux takes it for an `int` on the way: only the lower half counts.
+                let qbytes = qbytes as i32;
+                if u64::from(qbytes.cast_unsigned()) > MSGMNB {
                     perm::check_resource(request.caller)?;
                 }
                 perm::update(perm, new)?;
                 let mut wakes = Vec::new();
+                let qbytes = i64::from(qbytes).cast_unsigned();
                 queue.reset(qbytes, perm, cx.now, &mut wakes);
                 cx.wake(wakes);
             }

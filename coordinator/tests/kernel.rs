@@ -3,13 +3,18 @@
 //!
 //! Each program gets an IPC namespace of its own, so that even the ids come out equal. Its
 //! processes are forked workers that do one system call at a time, as whatever user the step
-//! says. A worker may block in `semop`; after each step, who goes on, and with what result, must
-//! be what `Core` says, and those that stay blocked are seen to sleep in the call
-//! (`/proc/PID/syscall`). Then all values, pids and counts of waiters of all sets are compared, so
-//! that the order in which waiters took their values shows. Signals (EINTR) and SIGKILL (undo)
-//! are steps like any other.
+//! says. A worker may block in `semop`, `msgsnd` or `msgrcv`; after each step, who goes on, and with
+//! what result, must be what `Core` says, and those that stay blocked are seen to sleep in the call
+//! (`/proc/PID/syscall`). Then all values, pids and counts of waiters of all sets, and the state of
+//! all queues are compared, so that the order in which waiters took their values shows. Signals
+//! (EINTR) and SIGKILL (undo) are steps like any other.
 //!
-//! Needs root, for the namespace and for changing users; without it, the test says so and passes.
+//! In a message queue the kernel lets those that it has woken race for room. Where programs use
+//! queues, the workers share one processor in a real-time class, so that each acts when it is woken,
+//! as `Core` lets them act.
+//!
+//! Needs root, for the namespace, for changing users and for the real-time class; without it, the
+//! tests say so and pass.
 
 mod support;
 
@@ -17,17 +22,18 @@ use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use migshm_protocol::call::{
-    Answer, Call, Caller, Errno, NewPerm, SemCommand, SemStatus, ShmCommand, ShmStatus, StatBy,
+    Answer, Call, Caller, Errno, MsgCommand, MsgStatus, NewPerm, SemCommand, SemStatus, ShmCommand,
+    ShmStatus, StatBy,
 };
 use migshm_protocol::control::ToCoordinator;
-use migshm_protocol::limits::SEMOPM;
+use migshm_protocol::limits::{MSGMAX, MSGMNB, SEMOPM};
 use migshm_protocol::{NodeId, ProcessId, SegmentId};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
-use support::native::{command, outcome, system_call, value};
-use support::worker::{NO_GROUP, Reply, User, Worker};
-use support::{Cluster, MIB, Pending, Process, raw};
+use support::native::{command, outcome, system_call, value, written};
+use support::worker::{NO_GROUP, Order, Reply, User, Worker};
+use support::{Cluster, MIB, Pending, Process, message, raw};
 
 /// Processes of a program; they live on two nodes.
 const WORKERS: usize = 6;
@@ -63,9 +69,50 @@ const USERS: [User; 5] = [
 #[test]
 fn random_programs_behave_as_on_the_kernel() {
     duels(
+        Order::Any,
         cases(),
         prop::collection::vec(step(action()), 1..60),
         |duel, program| duel.run(&program),
+    );
+}
+
+#[test]
+fn random_programs_with_messages_behave_as_on_the_kernel() {
+    duels(
+        Order::AsWoken,
+        cases(),
+        prop::collection::vec(step(message_action()), 1..80),
+        |duel, program| duel.run(&program),
+    );
+}
+
+/// Hardly anything but calls that block, on a small queue that exists from the start.
+#[test]
+fn contention_for_a_queue_is_settled_as_by_the_kernel() {
+    duels(
+        Order::AsWoken,
+        cases(),
+        prop::collection::vec(step(queue_contention()), 1..100),
+        |duel, program| {
+            let id = IdChoice { nth: 0, bent: 0 };
+            let actions = [
+                Action::MsgGet {
+                    key: 0,
+                    flags: 0o666,
+                },
+                Action::MsgCtl {
+                    id,
+                    command: capacity(20, 0o666),
+                },
+            ];
+            let steps = actions.map(|action| Step {
+                worker: 0,
+                user: 0,
+                action,
+            });
+            duel.run(&steps)?;
+            duel.run(&program)
+        },
     );
 }
 
@@ -73,6 +120,7 @@ fn random_programs_behave_as_on_the_kernel() {
 #[test]
 fn contention_is_settled_as_by_the_kernel() {
     duels(
+        Order::Any,
         cases(),
         prop::collection::vec(step(contention()), 1..80),
         |duel, program| {
@@ -99,20 +147,28 @@ fn ids_are_given_out_as_by_the_kernel() {
         prop::option::weighted(0.45, any::<prop::sample::Index>()),
         1..400,
     );
-    duels(cases() / 10, programs, |duel, program| {
+    duels(Order::Any, cases() / 10, programs, |duel, program| {
         duel.run_ids(&program)
     });
 }
 
 /// Runs programs, each in a namespace of its own; shrinks one on which the two sides differ.
-fn duels<S: Strategy>(cases: u32, programs: S, run: fn(&mut Duel, S::Value) -> Result<(), String>)
-where
+fn duels<S: Strategy>(
+    order: Order,
+    cases: u32,
+    programs: S,
+    run: fn(&mut Duel, S::Value) -> Result<(), String>,
+) where
     S::Value: Send + 'static,
 {
     let Some(capabilities) = root_capabilities() else {
         println!("skipped: needs root, to make IPC namespaces and to change users");
         return;
     };
+    if Worker::spawn(order).is_err() {
+        println!("skipped: needs a real-time class");
+        return;
+    }
     let config = Config {
         cases,
         failure_persistence: None,
@@ -121,7 +177,7 @@ where
     };
     let result = TestRunner::new(config).run(&programs, |program| {
         // A thread of its own, as a namespace is entered by thread.
-        let thread = std::thread::spawn(move || run(&mut Duel::new(capabilities)?, program));
+        let thread = std::thread::spawn(move || run(&mut Duel::new(order, capabilities)?, program));
         thread
             .join()
             .expect("no panic")
@@ -199,6 +255,26 @@ enum Action {
     TooManySemOps {
         id: IdChoice,
     },
+    MsgGet {
+        key: i32,
+        flags: i32,
+    },
+    MsgSend {
+        id: IdChoice,
+        mtype: i64,
+        length: usize,
+        flags: i32,
+    },
+    MsgReceive {
+        id: IdChoice,
+        size: u64,
+        mtype: i64,
+        flags: i32,
+    },
+    MsgCtl {
+        id: IdChoice,
+        command: MsgCommand,
+    },
     /// A signal, if it is blocked.
     Interrupt,
     /// SIGKILL; another process takes its place.
@@ -241,15 +317,108 @@ fn contention() -> impl Strategy<Value = Action> {
     ]
 }
 
-fn action() -> impl Strategy<Value = Action> {
-    let get_flags = || {
-        let mode = prop::sample::select(vec![
-            0o600, 0o666, 0o640, 0o604, 0o222, 0o444, 0o060, 0o007, 0o700, 0, 0o1777,
-        ]);
-        let create = prop::sample::select(vec![0, 0o1000, 0o1000, 0o1000, 0o3000, 0o2000]);
-        (mode, create).prop_map(|(mode, create)| mode | create)
+fn queue_contention() -> impl Strategy<Value = Action> {
+    let id = IdChoice { nth: 0, bent: 0 };
+    let nowait = || prop_oneof![12 => Just(0), 1 => Just(0o4000)];
+    let qbytes = prop::sample::select(vec![0, 3, 20, 20, 40]);
+    let mode = prop::sample::select(vec![0o666, 0o666, 0o666, 0o600, 0o622, 0o644, 0]);
+    prop_oneof![
+        40 => (1..5i64, 0..14usize, nowait())
+            .prop_map(move |(mtype, length, flags)| Action::MsgSend { id, mtype, length, flags }),
+        40 => (0..16u64, -4..5i64, receive_flags(), nowait()).prop_map(move |(size, mtype, how, wait)| {
+            Action::MsgReceive { id, size, mtype, flags: how | wait }
+        }),
+        5 => (qbytes, mode).prop_map(move |(qbytes, mode)| Action::MsgCtl {
+            id,
+            command: capacity(qbytes, mode),
+        }),
+        1 => Just(Action::MsgCtl { id, command: MsgCommand::Remove }),
+        1 => Just(Action::MsgGet { key: 0, flags: 0o666 }),
+        4 => Just(Action::Interrupt),
+        4 => Just(Action::Kill),
+    ]
+}
+
+/// IPC_SET of a queue of root's.
+fn capacity(qbytes: u64, mode: u32) -> MsgCommand {
+    let perm = NewPerm {
+        uid: 0,
+        gid: 0,
+        mode,
     };
-    let key = || prop_oneof![3 => Just(0), 7 => 1..4i32];
+    MsgCommand::Set { perm, qbytes }
+}
+
+/// MSG_NOERROR, MSG_EXCEPT.
+fn receive_flags() -> impl Strategy<Value = i32> {
+    prop::sample::select(vec![0, 0, 0, 0o10_000, 0o10_000, 0o20_000, 0o30_000])
+}
+
+fn message_action() -> impl Strategy<Value = Action> {
+    let mtype = prop_oneof![12 => 1..4i64, 1 => Just(0), 1 => Just(-1), 1 => Just(i64::MAX)];
+    let length = prop_oneof![
+        8 => 0..200usize,
+        2 => Just(0),
+        6 => Just(MSGMAX),
+        2 => Just(MSGMAX / 2),
+        1 => Just(MSGMAX + 1),
+    ];
+    let size = prop_oneof![
+        8 => Just(MSGMAX as u64),
+        4 => 0..200u64,
+        2 => Just(i64::MAX as u64),
+        1 => Just(u64::MAX),
+        1 => Just(1 << 63),
+    ];
+    let wanted = prop_oneof![20 => -4..5i64, 1 => Just(i64::MIN), 1 => Just(i64::MAX)];
+    let wait = || prop_oneof![2 => Just(0), 1 => Just(0o4000)];
+    let copy = prop_oneof![4 => Just(0), 1 => Just(0o40_000)];
+    let flags = (receive_flags(), wait(), copy).prop_map(|(how, wait, copy)| how | wait | copy);
+    prop_oneof![
+        8 => (key(), get_flags()).prop_map(|(key, flags)| Action::MsgGet { key, flags }),
+        30 => (id(), mtype, length, wait())
+            .prop_map(|(id, mtype, length, flags)| Action::MsgSend { id, mtype, length, flags }),
+        30 => (id(), size, wanted, flags)
+            .prop_map(|(id, size, mtype, flags)| Action::MsgReceive { id, size, mtype, flags }),
+        12 => (id(), msg_command()).prop_map(|(id, command)| Action::MsgCtl { id, command }),
+        2 => Just(Action::Interrupt),
+        2 => Just(Action::Kill),
+    ]
+}
+
+fn msg_command() -> impl Strategy<Value = MsgCommand> {
+    let qbytes = prop_oneof![
+        3 => Just(MSGMNB),
+        2 => 0..500u64,
+        1 => Just(MSGMNB + 1),
+        1 => Just(4 * MSGMNB),
+        1 => Just(1 << 32),
+        1 => Just((1 << 32) + 100),
+        1 => Just(u32::MAX.into()),
+        1 => Just(u64::MAX),
+    ];
+    prop_oneof![
+        2 => stat_by().prop_map(MsgCommand::Stat),
+        4 => (new_perm(), qbytes).prop_map(|(perm, qbytes)| MsgCommand::Set { perm, qbytes }),
+        1 => Just(MsgCommand::Remove),
+        1 => Just(MsgCommand::Limits),
+        1 => Just(MsgCommand::Usage),
+    ]
+}
+
+fn get_flags() -> impl Strategy<Value = i32> {
+    let mode = prop::sample::select(vec![
+        0o600, 0o666, 0o640, 0o604, 0o222, 0o444, 0o060, 0o007, 0o700, 0, 0o1777,
+    ]);
+    let create = prop::sample::select(vec![0, 0o1000, 0o1000, 0o1000, 0o3000, 0o2000]);
+    (mode, create).prop_map(|(mode, create)| mode | create)
+}
+
+fn key() -> impl Strategy<Value = i32> {
+    prop_oneof![3 => Just(0), 7 => 1..4i32]
+}
+
+fn action() -> impl Strategy<Value = Action> {
     let size = prop_oneof![
         Just(0),
         Just(1),
@@ -341,6 +510,7 @@ fn sem_command() -> impl Strategy<Value = SemCommand> {
 
 /// A program's run, on both sides.
 struct Duel {
+    order: Order,
     cluster: Cluster,
     nodes: [NodeId; 2],
     capabilities: u64,
@@ -349,32 +519,37 @@ struct Duel {
     /// Ids given out, in order, whether they still exist or not.
     segments: Vec<i32>,
     sets: Vec<i32>,
+    queues: Vec<i32>,
+    /// Messages made, so that each is another.
+    messages: usize,
 }
 
 /// A worker, and its double in the cluster.
 struct Player {
     worker: Worker,
     process: Process,
-    blocked: Option<Pending>,
+    blocked: Option<(Pending, Call)>,
     attaches: Vec<(i64, SegmentId)>,
 }
 
 impl Duel {
-    fn new(capabilities: u64) -> Result<Duel, String> {
+    fn new(order: Order, capabilities: u64) -> Result<Duel, String> {
         // SAFETY: no memory is involved; the thread was made for this.
         if unsafe { libc::unshare(libc::CLONE_NEWIPC) } != 0 {
             return Err(format!("unshare: {}", io::Error::last_os_error()));
         }
         let (cluster, nodes) = Cluster::with_nodes([MIB; 2]);
-        let (segments, sets) = (Vec::new(), Vec::new());
         let mut duel = Duel {
+            order,
             cluster,
             nodes,
             capabilities,
             players: Vec::new(),
             processes: 0,
-            segments,
-            sets,
+            segments: Vec::new(),
+            sets: Vec::new(),
+            queues: Vec::new(),
+            messages: 0,
         };
         for at in 0..WORKERS {
             let player = duel.new_player(at)?;
@@ -384,7 +559,7 @@ impl Duel {
     }
 
     fn new_player(&mut self, at: usize) -> Result<Player, String> {
-        let worker = Worker::spawn().map_err(|error| format!("fork: {error}"))?;
+        let worker = Worker::spawn(self.order).map_err(|error| format!("fork: {error}"))?;
         self.processes += 1;
         let caller = Caller {
             process: ProcessId(self.processes),
@@ -480,7 +655,7 @@ impl Duel {
 
     fn act(&mut self, at: usize, step: &Step) -> Result<(), String> {
         let user = USERS[step.user];
-        let (segments, sets) = (&self.segments, &self.sets);
+        let (segments, sets, queues) = (&self.segments, &self.sets, &self.queues);
         let player = &mut self.players[at];
         let caller = &mut player.process.caller;
         (caller.uid, caller.gid) = (user.uid, user.gid);
@@ -536,6 +711,39 @@ impl Duel {
                     raw.into_iter().flat_map(u16::to_le_bytes).collect(),
                 )
             }
+            Action::MsgGet { key, flags } => (Call::MsgGet { key, flags }, Vec::new()),
+            Action::MsgSend {
+                id,
+                mtype,
+                length,
+                flags,
+            } => {
+                self.messages += 1;
+                let text: Vec<u8> = (self.messages..).map(|n| n as u8).take(length).collect();
+                let id = id.of(queues);
+                (Call::MsgSend { id, flags }, message(mtype, &text))
+            }
+            Action::MsgReceive {
+                id,
+                size,
+                mtype,
+                flags,
+            } => (
+                Call::MsgReceive {
+                    id: id.of(queues),
+                    size,
+                    mtype,
+                    flags,
+                },
+                Vec::new(),
+            ),
+            Action::MsgCtl { id, command } => (
+                Call::MsgCtl {
+                    id: id.of(queues),
+                    command,
+                },
+                Vec::new(),
+            ),
             Action::ShmDetach { nth } => return self.detach(at, nth),
             Action::Interrupt | Action::Kill => unreachable!("not a call"),
         };
@@ -550,11 +758,11 @@ impl Duel {
             Some((outcome, _, values)) => (Some(outcome), values),
             None => (None, Vec::new()),
         };
-        if let (Some(Ok(Answer::Values(_))), Some(reply)) = (ours, reply) {
-            compare("GETALL", &reply.buffer[..values.len()], &values[..])?;
+        if let (Some(Ok(answer)), Some(reply)) = (ours, reply) {
+            compare("what was written", written(answer, &reply), &values)?;
         }
         match (ours, reply) {
-            (None, None) => player.blocked = Some(pending),
+            (None, None) => player.blocked = Some((pending, call)),
             (
                 Some(Ok(Answer::Attached(attachment))),
                 Some(Reply {
@@ -566,6 +774,7 @@ impl Duel {
             (Some(Ok(Answer::Value(id))), _) => match call {
                 Call::ShmGet { .. } if !self.segments.contains(&id) => self.segments.push(id),
                 Call::SemGet { .. } if !self.sets.contains(&id) => self.sets.push(id),
+                Call::MsgGet { .. } if !self.queues.contains(&id) => self.queues.push(id),
                 _ => {}
             },
             _ => {}
@@ -591,7 +800,7 @@ impl Duel {
 
     fn interrupt(&mut self, at: usize) -> Result<(), String> {
         let player = &mut self.players[at];
-        let Some(pending) = player.blocked.take() else {
+        let Some((pending, _)) = player.blocked.take() else {
             return Ok(());
         };
         player.worker.interrupt().map_err(text)?;
@@ -620,17 +829,20 @@ impl Duel {
         for (_, segment) in attaches {
             self.cluster.shmdt(&process, segment, 1);
         }
-        let answer = blocked.and_then(|pending| self.cluster.outcome(pending));
+        let answer = blocked.and_then(|(pending, _)| self.cluster.outcome(pending));
         compare("an answer to the dead", None, answer)
     }
 
     /// Whoever is woken on one side is on the other, with the same result.
     fn compare_waiters(&mut self) -> Result<(), String> {
         for (at, player) in self.players.iter_mut().enumerate() {
-            let Some(pending) = player.blocked else {
+            let Some((pending, call)) = player.blocked else {
                 continue;
             };
-            let ours = self.cluster.outcome(pending);
+            let (ours, beside) = match self.cluster.take_answer(pending) {
+                Some((outcome, _, beside)) => (Some(outcome), beside),
+                None => (None, Vec::new()),
+            };
             // One that has just been woken can look asleep for a moment.
             let native = match ours {
                 Some(_) => player.worker.finish().ok(),
@@ -638,9 +850,12 @@ impl Duel {
             };
             compare(
                 &format!("blocked worker {at}"),
-                native.map(|reply| value(reply.result)),
+                native.map(|reply| outcome(call, &reply)),
                 ours,
             )?;
+            if let (Some(Ok(answer)), Some(reply)) = (ours, native) {
+                compare("what it was given", written(answer, &reply), &beside)?;
+            }
             if ours.is_some() {
                 player.blocked = None;
             }
@@ -672,6 +887,16 @@ impl Duel {
                 calls.extend(commands.map(|command| Call::SemCtl { id, command }));
             }
         }
+        for &id in &self.queues {
+            calls.push(Call::MsgCtl {
+                id,
+                command: MsgCommand::Stat(StatBy::Id),
+            });
+        }
+        calls.push(Call::MsgCtl {
+            id: 0,
+            command: MsgCommand::Usage,
+        });
         for call in calls {
             // SAFETY: every call in this list writes at most a buffer.
             let native = outcome(call, &unsafe {
@@ -730,6 +955,12 @@ fn comparable(answer: Answer) -> Answer {
             otime: set(s.otime),
             ctime: set(s.ctime),
             ..s
+        }),
+        Answer::Queue(q) => Answer::Queue(MsgStatus {
+            stime: set(q.stime),
+            rtime: set(q.rtime),
+            ctime: set(q.ctime),
+            ..q
         }),
         // The kernel returns an address, or 0 and values that have been compared already.
         Answer::Attached(_) | Answer::Values(_) => Answer::Value(0),

@@ -339,6 +339,11 @@ pub fn user(node: NodeId, pid: i32, uid: u32) -> Process {
     }
 }
 
+/// A `struct msgbuf` as it goes over the wire.
+pub fn message(mtype: i64, text: &[u8]) -> Vec<u8> {
+    [&mtype.to_le_bytes()[..], text].concat()
+}
+
 /// `(number, operation, flags)` as it goes over the wire.
 pub fn raw(ops: &[(u16, i16, i16)]) -> Vec<u8> {
     ops.iter()

@@ -3,11 +3,11 @@
 use std::mem::{MaybeUninit, size_of};
 
 use migshm_protocol::call::{
-    Answer, Call, Errno, NewPerm, Outcome, Perm, SemBuf, SemCommand, SemLimits, SemStatus,
-    ShmCommand, ShmLimits, ShmStatus, ShmUsage, StatBy,
+    Answer, Call, Errno, MSG_TYPE_SIZE, MsgCommand, MsgLimits, MsgStatus, NewPerm, Outcome, Perm,
+    SemBuf, SemCommand, SemLimits, SemStatus, ShmCommand, ShmLimits, ShmStatus, ShmUsage, StatBy,
 };
 
-use super::worker::{Command, Reply, User};
+use super::worker::{BUFFER, Buffer, Command, Reply, User};
 
 // Commands of the kernel's headers, most of which libc lacks.
 const IPC_RMID: i64 = 0;
@@ -29,19 +29,25 @@ const SETALL: i64 = 17;
 const SEM_STAT: i64 = 18;
 const SEM_INFO: i64 = 19;
 const SEM_STAT_ANY: i64 = 20;
+const MSG_STAT: i64 = 11;
+const MSG_INFO: i64 = 12;
+const MSG_STAT_ANY: i64 = 13;
 
-pub fn system_call(
+/// The arguments that are not given are 0.
+pub fn system_call<const N: usize>(
     user: User,
     number: i64,
-    arguments: [i64; 4],
+    given: [i64; N],
     pointer: Option<usize>,
 ) -> Command {
+    let mut arguments = [0; 5];
+    arguments[..N].copy_from_slice(&given);
     Command {
         user,
         number,
         arguments,
         pointer,
-        buffer: [0; 256],
+        buffer: [0; BUFFER],
     }
 }
 
@@ -111,17 +117,54 @@ pub fn command(user: User, call: Call, raw: &[u8]) -> Command {
                 value.is_none().then_some(3),
             )
         }
+        Call::MsgGet { key, flags } => {
+            system_call(user, libc::SYS_msgget, [key.into(), flags.into()], None)
+        }
+        Call::MsgSend { id, flags } => {
+            let size = raw.len() as i64 - MSG_TYPE_SIZE as i64;
+            let arguments = [id.into(), 0, size, flags.into()];
+            system_call(user, libc::SYS_msgsnd, arguments, Some(1))
+        }
+        Call::MsgReceive {
+            id,
+            size,
+            mtype,
+            flags,
+        } => {
+            let arguments = [id.into(), 0, size as i64, mtype, flags.into()];
+            system_call(user, libc::SYS_msgrcv, arguments, Some(1))
+        }
+        Call::MsgCtl { id, command } => {
+            let number = match command {
+                MsgCommand::Stat(StatBy::Id) => IPC_STAT,
+                MsgCommand::Stat(StatBy::Index) => MSG_STAT,
+                MsgCommand::Stat(StatBy::Any) => MSG_STAT_ANY,
+                MsgCommand::Set { .. } => IPC_SET,
+                MsgCommand::Remove => IPC_RMID,
+                MsgCommand::Limits => IPC_INFO,
+                MsgCommand::Usage => MSG_INFO,
+            };
+            system_call(user, libc::SYS_msgctl, [id.into(), number], Some(2))
+        }
     };
-    if let Call::ShmCtl {
-        command: ShmCommand::Set(new),
-        ..
-    }
-    | Call::SemCtl {
-        command: SemCommand::Set(new),
-        ..
-    } = call
-    {
-        command.buffer = written_perm(new);
+    match call {
+        Call::ShmCtl {
+            command: ShmCommand::Set(new),
+            ..
+        }
+        | Call::SemCtl {
+            command: SemCommand::Set(new),
+            ..
+        } => write_perm(&mut command.buffer, new),
+        Call::MsgCtl {
+            command: MsgCommand::Set { perm, qbytes },
+            ..
+        } => {
+            write_perm(&mut command.buffer, perm);
+            let at = std::mem::offset_of!(libc::msqid_ds, msg_qbytes);
+            command.buffer[at..at + 8].copy_from_slice(&qbytes.to_le_bytes());
+        }
+        _ => {}
     }
     // Of more operations than there may be the kernel reads none.
     let length = raw.len().min(command.buffer.len());
@@ -129,9 +172,8 @@ pub fn command(user: User, call: Call, raw: &[u8]) -> Command {
     command
 }
 
-/// `struct shmid_ds` and `struct semid_ds` both begin with their `struct ipc_perm`.
-fn written_perm(new: NewPerm) -> [u8; 256] {
-    let mut buffer = [0; 256];
+/// `struct shmid_ds`, `struct semid_ds` and `struct msqid_ds` begin with their `struct ipc_perm`.
+fn write_perm(buffer: &mut Buffer, new: NewPerm) {
     // SAFETY: all zeros are a valid `ipc_perm`; the buffer is larger.
     unsafe {
         let mut perm: libc::ipc_perm = MaybeUninit::zeroed().assume_init();
@@ -142,7 +184,6 @@ fn written_perm(new: NewPerm) -> [u8; 256] {
             size_of::<libc::ipc_perm>(),
         );
     }
-    buffer
 }
 
 /// What the kernel's reply to a call means.
@@ -253,8 +294,50 @@ pub fn outcome(call: Call, reply: &Reply) -> Outcome {
                 highest,
             }))
         }
+        Call::MsgReceive { .. } => Ok(Answer::Message(result.cast_unsigned())),
+        Call::MsgCtl {
+            id,
+            command: MsgCommand::Stat(by),
+        } => {
+            let ds: libc::msqid_ds = read(reply);
+            Ok(Answer::Queue(MsgStatus {
+                id: stat_id(id, by),
+                perm: perm(&ds.msg_perm),
+                stime: ds.msg_stime,
+                rtime: ds.msg_rtime,
+                ctime: ds.msg_ctime,
+                cbytes: ds.__msg_cbytes,
+                qnum: ds.msg_qnum,
+                qbytes: ds.msg_qbytes,
+                lspid: ds.msg_lspid,
+                lrpid: ds.msg_lrpid,
+            }))
+        }
+        Call::MsgCtl {
+            command: MsgCommand::Limits | MsgCommand::Usage,
+            ..
+        } => {
+            let [msgpool, msgmap, msgmax, msgmnb, msgmni, msgssz, msgtql, msgseg] =
+                read::<[i32; 8]>(reply);
+            Ok(Answer::MsgLimits(MsgLimits {
+                msgpool,
+                msgmap,
+                msgmax,
+                msgmnb,
+                msgmni,
+                msgssz,
+                msgtql,
+                msgseg: msgseg as u16,
+                highest: result,
+            }))
+        }
         _ => value(reply.result),
     }
+}
+
+/// What the kernel wrote beside the answer.
+pub fn written(answer: Answer, reply: &Reply) -> &[u8] {
+    &reply.buffer[..answer.raw_length()]
 }
 
 /// A plain return value.

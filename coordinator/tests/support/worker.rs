@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 /// Longest that a worker may take to do what it is known to do.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Bytes that a system call may read and write.
-pub type Buffer = [u8; 256];
+/// Bytes that a system call may read and write: the largest message with its type, and one byte
+/// too many.
+pub const BUFFER: usize = 8208;
+pub type Buffer = [u8; BUFFER];
 
 /// Who a system call is made as.
 #[derive(Clone, Copy, Debug)]
@@ -24,13 +26,16 @@ pub struct User {
 
 pub const NO_GROUP: u32 = u32::MAX;
 
+/// The calls that a worker may sleep in.
+const BLOCKING: [i64; 3] = [libc::SYS_semop, libc::SYS_msgsnd, libc::SYS_msgrcv];
+
 /// A system call. The argument with the number `pointer` becomes the address of `buffer`.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Command {
     pub user: User,
     pub number: i64,
-    pub arguments: [i64; 4],
+    pub arguments: [i64; 5],
     pub pointer: Option<usize>,
     pub buffer: Buffer,
 }
@@ -43,6 +48,15 @@ pub struct Reply {
     pub buffer: Buffer,
 }
 
+/// The order in which processes run that have been woken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Whatever the kernel likes.
+    Any,
+    /// That in which they were woken: they have one processor, of a real-time class.
+    AsWoken,
+}
+
 /// The process. It is killed when this is dropped.
 pub struct Worker {
     pub pid: i32,
@@ -50,7 +64,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    pub fn spawn() -> io::Result<Worker> {
+    pub fn spawn(order: Order) -> io::Result<Worker> {
         let mut sockets = [0; 2];
         // SAFETY: the array has room for the two descriptors.
         check(unsafe {
@@ -61,6 +75,9 @@ impl Worker {
         let pid = check(unsafe { libc::fork() })?;
         if pid == 0 {
             serve(sockets[1]);
+        }
+        if order == Order::AsWoken {
+            run_as_woken(pid)?;
         }
         // SAFETY: the descriptor is the child's, and not used here.
         unsafe { libc::close(sockets[1]) };
@@ -84,14 +101,14 @@ impl Worker {
         check(sent as i32).map(drop)
     }
 
-    /// Waits until the call has returned, or sleeps in `semop`: then `None`.
+    /// Waits until the call has returned, or sleeps in the kernel: then `None`.
     pub fn settle(&self) -> io::Result<Option<Reply>> {
         let start = Instant::now();
         loop {
             if let Some(reply) = self.receive(Duration::ZERO)? {
                 return Ok(Some(reply));
             }
-            if self.sleeps_in_semop() {
+            if self.sleeps_in_call() {
                 return Ok(None);
             }
             if start.elapsed() > PATIENCE {
@@ -146,13 +163,10 @@ impl Worker {
         Ok(Some(unsafe { reply.assume_init() }))
     }
 
-    fn sleeps_in_semop(&self) -> bool {
+    fn sleeps_in_call(&self) -> bool {
         let state = fs::read_to_string(format!("/proc/{}/syscall", self.pid)).unwrap_or_default();
-        state
-            .split(' ')
-            .next()
-            .and_then(|number| number.parse().ok())
-            == Some(libc::SYS_semop)
+        let number = state.split(' ').next().and_then(|number| number.parse().ok());
+        number.is_some_and(|number| BLOCKING.contains(&number))
     }
 }
 
@@ -164,6 +178,24 @@ impl Drop for Worker {
             libc::waitpid(self.pid, std::ptr::null_mut(), 0);
             libc::close(self.socket);
         }
+    }
+}
+
+/// Gives a process one processor of ours, always the same, and a real-time class in which nobody
+/// runs before those that were woken earlier.
+pub fn run_as_woken(pid: i32) -> io::Result<()> {
+    // SAFETY: both structures are plain integers, for which zeros are valid; the calls read and
+    // write no more than the sizes given.
+    unsafe {
+        let mut allowed: libc::cpu_set_t = std::mem::zeroed();
+        check(libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut allowed))?;
+        let first = (0..libc::CPU_SETSIZE as usize).find(|&cpu| libc::CPU_ISSET(cpu, &allowed));
+        let mut one: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(first.unwrap_or(0), &mut one);
+        check(libc::sched_setaffinity(pid, size_of::<libc::cpu_set_t>(), &raw const one))?;
+        let mut lowest: libc::sched_param = std::mem::zeroed();
+        lowest.sched_priority = 1;
+        check(libc::sched_setscheduler(pid, libc::SCHED_FIFO, &raw const lowest)).map(drop)
     }
 }
 
@@ -207,16 +239,16 @@ impl Command {
     /// # Safety
     /// The call must be one that reads and writes no memory but the buffer.
     pub unsafe fn execute_here(mut self) -> Reply {
-        let [a, b, c, d] = self.addressed();
+        let arguments = self.addressed();
         // SAFETY: by contract.
-        let result = unsafe { raw_call(self.number, a, b, c, d) };
+        let result = unsafe { raw_call(self.number, arguments) };
         Reply {
             result,
             buffer: self.buffer,
         }
     }
 
-    fn addressed(&mut self) -> [i64; 4] {
+    fn addressed(&mut self) -> [i64; 5] {
         let mut arguments = self.arguments;
         if let Some(argument) = self.pointer.and_then(|nth| arguments.get_mut(nth)) {
             *argument = self.buffer.as_mut_ptr() as i64;
@@ -233,14 +265,14 @@ unsafe fn execute(mut command: Command) -> Reply {
     let User { uid, gid, group } = command.user;
     let groups = [group];
     let count = i64::from(group != NO_GROUP);
-    let [a, b, c, d] = command.addressed();
+    let arguments = command.addressed();
     // SAFETY: `groups` has `count` entries; for the call itself, by contract. The raw calls
     // change this thread only, which is the only one.
     let result = unsafe {
         libc::syscall(libc::SYS_setgroups, count, groups.as_ptr());
         libc::syscall(libc::SYS_setresgid, -1, gid, -1);
         libc::syscall(libc::SYS_setresuid, -1, uid, -1);
-        let result = raw_call(command.number, a, b, c, d);
+        let result = raw_call(command.number, arguments);
         libc::syscall(libc::SYS_setresuid, -1, 0, -1);
         libc::syscall(libc::SYS_setresgid, -1, 0, -1);
         result
@@ -255,10 +287,10 @@ unsafe fn execute(mut command: Command) -> Reply {
 ///
 /// # Safety
 /// That of the system call.
-unsafe fn raw_call(number: i64, a: i64, b: i64, c: i64, d: i64) -> i64 {
+unsafe fn raw_call(number: i64, [a, b, c, d, e]: [i64; 5]) -> i64 {
     // SAFETY: by contract; errno is this thread's own.
     unsafe {
-        match libc::syscall(number, a, b, c, d) {
+        match libc::syscall(number, a, b, c, d, e) {
             -1 => -i64::from(*libc::__errno_location()),
             result => result,
         }
