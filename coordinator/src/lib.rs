@@ -371,11 +371,7 @@ impl Core {
         }
     }
 
-    fn split<'a>(
-        &'a mut self,
-        now: i64,
-        out: &'a mut Vec<Output>,
-    ) -> (Objects<'a>, Context<'a>) {
+    fn split<'a>(&'a mut self, now: i64, out: &'a mut Vec<Output>) -> (Objects<'a>, Context<'a>) {
         let objects = Objects {
             segments: &mut self.segments,
             sets: &mut self.sets,

@@ -6,7 +6,9 @@ mod support;
 use std::collections::HashSet;
 
 use migshm_coordinator::Core;
-use migshm_protocol::call::{Call, Caller, Errno, NewPerm, SemCommand, ShmCommand, StatBy};
+use migshm_protocol::call::{
+    Call, Caller, Errno, MsgCommand, NewPerm, SemCommand, ShmCommand, StatBy,
+};
 use migshm_protocol::control::{FromCoordinator, ToCoordinator};
 use migshm_protocol::{Extent, NodeId, ProcessId, SegmentId, codec};
 use proptest::prelude::*;
@@ -64,6 +66,16 @@ fn call() -> impl Strategy<Value = Call> {
         num().prop_map(SemCommand::GetNcnt),
         num().prop_map(SemCommand::GetZcnt),
     ];
+    let msg = prop_oneof![
+        by().prop_map(MsgCommand::Stat),
+        (perm(), prop_oneof![3 => 0..100u64, 1 => any::<u64>()])
+            .prop_map(|(perm, qbytes)| MsgCommand::Set { perm, qbytes }),
+        Just(MsgCommand::Remove),
+        Just(MsgCommand::Limits),
+        Just(MsgCommand::Usage),
+    ];
+    let mtype = prop_oneof![9 => -3..4i64, 1 => any::<i64>()];
+    let room = prop_oneof![9 => 0..20u64, 1 => any::<u64>()];
     prop_oneof![
         2 => (0..4i32, size, flags()).prop_map(|(key, size, flags)| Call::ShmGet { key, size, flags }),
         4 => (id(), flags()).prop_map(|(id, flags)| Call::ShmAttach { id, flags }),
@@ -71,6 +83,11 @@ fn call() -> impl Strategy<Value = Call> {
         2 => (0..4i32, num(), flags()).prop_map(|(key, count, flags)| Call::SemGet { key, count, flags }),
         6 => id().prop_map(|id| Call::SemOp { id }),
         2 => (id(), sem).prop_map(|(id, command)| Call::SemCtl { id, command }),
+        2 => (0..4i32, flags()).prop_map(|(key, flags)| Call::MsgGet { key, flags }),
+        5 => (id(), flags()).prop_map(|(id, flags)| Call::MsgSend { id, flags }),
+        5 => (id(), room, mtype, flags())
+            .prop_map(|(id, size, mtype, flags)| Call::MsgReceive { id, size, mtype, flags }),
+        2 => (id(), msg).prop_map(|(id, command)| Call::MsgCtl { id, command }),
     ]
 }
 
@@ -115,7 +132,13 @@ fn event() -> impl Strategy<Value = Event> {
         ),
         1..4,
     );
-    let bytes = prop_oneof![9 => ops.prop_map(|ops| raw(&ops)), 1 => prop::collection::vec(any::<u8>(), 0..40)];
+    let messages = (1..4i64, prop::collection::vec(any::<u8>(), 0..20))
+        .prop_map(|(mtype, text)| support::message(mtype, &text));
+    let bytes = prop_oneof![
+        9 => ops.prop_map(|ops| raw(&ops)),
+        5 => messages,
+        1 => prop::collection::vec(any::<u8>(), 0..40),
+    ];
     let node = || prop_oneof![30 => 0..3u16, 1 => any::<u16>()];
     prop_oneof![
         60 => (node(), message(), bytes).prop_map(|(node, message, raw)| Event::Message(node, message, raw)),
@@ -208,6 +231,20 @@ proptest! {
                     }
                 }
             }
+        }
+        for index in 0..64 {
+            let Ok(status) = run.cluster.msg_stat(&inspector, index, StatBy::Any) else {
+                continue;
+            };
+            // Nobody takes what is sent, and nobody sends where room is made.
+            let before = status.qnum;
+            if run.cluster.msgsnd(&inspector, status.id, 1, b"", IPC_NOWAIT) == Ok(()) {
+                let status = run.cluster.msg_stat(&inspector, index, StatBy::Any);
+                prop_assert_eq!(status.map(|status| status.qnum), Ok(before + 1));
+            }
+            while run.cluster.msgrcv(&inspector, status.id, 100, 0, IPC_NOWAIT).is_ok() {}
+            let status = run.cluster.msg_stat(&inspector, index, StatBy::Any).unwrap();
+            prop_assert_eq!((status.qnum, status.cbytes), (0, 0));
         }
         let id = run.cluster.shmget(&inspector, IPC_PRIVATE, 6 * MIB, 0o600).unwrap();
         let (_, placement) = run.cluster.shmat(&inspector, id, 0).unwrap();

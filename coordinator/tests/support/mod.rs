@@ -8,13 +8,14 @@ use migshm_coordinator::{Core, Output};
 use migshm_protocol::call::{
     Answer, Attachment, Call, Caller, Errno, Outcome, SemBuf, SemCommand, StatBy,
 };
-use migshm_protocol::call::{SemStatus, ShmCommand, ShmStatus};
+use migshm_protocol::call::{MsgCommand, MsgStatus, SemStatus, ShmCommand, ShmStatus};
 use migshm_protocol::control::{FromCoordinator, Placement, ToCoordinator};
 use migshm_protocol::{NodeId, ProcessId, SegmentId};
 
 pub const IPC_CREAT: i32 = 0o1000;
 pub const IPC_EXCL: i32 = 0o2000;
 pub const IPC_PRIVATE: i32 = 0;
+pub const IPC_NOWAIT: i32 = 0o4000;
 pub const NOWAIT: i16 = 0o4000;
 pub const UNDO: i16 = 0x1000;
 
@@ -210,6 +211,92 @@ impl Cluster {
         self.call(process, call, &[]).map(|answer| match answer {
             Answer::Set(status) => status,
             other => panic!("not a set: {other:?}"),
+        })
+    }
+
+    pub fn msgget(&mut self, process: &Process, key: i32, flags: i32) -> Result<i32, Errno> {
+        self.value(process, Call::MsgGet { key, flags })
+    }
+
+    pub fn start_msgsnd(&mut self, process: &Process, id: i32, mtype: i64, text: &[u8]) -> Pending {
+        let call = Call::MsgSend { id, flags: 0 };
+        self.start(process, call, &message(mtype, text))
+    }
+
+    pub fn msgsnd(
+        &mut self,
+        process: &Process,
+        id: i32,
+        mtype: i64,
+        text: &[u8],
+        flags: i32,
+    ) -> Result<(), Errno> {
+        let call = Call::MsgSend { id, flags };
+        self.call(process, call, &message(mtype, text))
+            .map(|answer| assert_eq!(answer, Answer::Value(0)))
+    }
+
+    /// Receives with room for any message.
+    pub fn start_msgrcv(&mut self, process: &Process, id: i32, mtype: i64) -> Pending {
+        let size = u64::from(u32::MAX);
+        let flags = 0;
+        self.start(
+            process,
+            Call::MsgReceive {
+                id,
+                size,
+                mtype,
+                flags,
+            },
+            &[],
+        )
+    }
+
+    /// What a `msgrcv` got; `None` while it is blocked.
+    pub fn received(&mut self, pending: Pending) -> Option<Result<(i64, Vec<u8>), Errno>> {
+        let (outcome, _, raw) = self.take_answer(pending)?;
+        Some(outcome.map(|answer| {
+            let (mtype, text) = raw.split_first_chunk().expect("a type");
+            assert_eq!(answer, Answer::Message(text.len() as u32));
+            (i64::from_le_bytes(*mtype), text.to_vec())
+        }))
+    }
+
+    pub fn msgrcv(
+        &mut self,
+        process: &Process,
+        id: i32,
+        size: u64,
+        mtype: i64,
+        flags: i32,
+    ) -> Result<(i64, Vec<u8>), Errno> {
+        let call = Call::MsgReceive {
+            id,
+            size,
+            mtype,
+            flags,
+        };
+        let pending = self.start(process, call, &[]);
+        self.received(pending).expect("the call is blocked")
+    }
+
+    pub fn msgctl(
+        &mut self,
+        process: &Process,
+        id: i32,
+        command: MsgCommand,
+    ) -> Result<i32, Errno> {
+        self.value(process, Call::MsgCtl { id, command })
+    }
+
+    pub fn msg_stat(&mut self, process: &Process, id: i32, by: StatBy) -> Result<MsgStatus, Errno> {
+        let call = Call::MsgCtl {
+            id,
+            command: MsgCommand::Stat(by),
+        };
+        self.call(process, call, &[]).map(|answer| match answer {
+            Answer::Queue(status) => status,
+            other => panic!("not a queue: {other:?}"),
         })
     }
 

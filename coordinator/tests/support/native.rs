@@ -317,8 +317,16 @@ pub fn outcome(call: Call, reply: &Reply) -> Outcome {
             command: MsgCommand::Limits | MsgCommand::Usage,
             ..
         } => {
-            let [msgpool, msgmap, msgmax, msgmnb, msgmni, msgssz, msgtql, msgseg] =
-                read::<[i32; 8]>(reply);
+            let [
+                msgpool,
+                msgmap,
+                msgmax,
+                msgmnb,
+                msgmni,
+                msgssz,
+                msgtql,
+                msgseg,
+            ] = read::<[i32; 8]>(reply);
             Ok(Answer::MsgLimits(MsgLimits {
                 msgpool,
                 msgmap,

@@ -165,7 +165,10 @@ impl Worker {
 
     fn sleeps_in_call(&self) -> bool {
         let state = fs::read_to_string(format!("/proc/{}/syscall", self.pid)).unwrap_or_default();
-        let number = state.split(' ').next().and_then(|number| number.parse().ok());
+        let number = state
+            .split(' ')
+            .next()
+            .and_then(|number| number.parse().ok());
         number.is_some_and(|number| BLOCKING.contains(&number))
     }
 }
@@ -188,14 +191,27 @@ pub fn run_as_woken(pid: i32) -> io::Result<()> {
     // write no more than the sizes given.
     unsafe {
         let mut allowed: libc::cpu_set_t = std::mem::zeroed();
-        check(libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut allowed))?;
+        check(libc::sched_getaffinity(
+            0,
+            size_of::<libc::cpu_set_t>(),
+            &raw mut allowed,
+        ))?;
         let first = (0..libc::CPU_SETSIZE as usize).find(|&cpu| libc::CPU_ISSET(cpu, &allowed));
         let mut one: libc::cpu_set_t = std::mem::zeroed();
         libc::CPU_SET(first.unwrap_or(0), &mut one);
-        check(libc::sched_setaffinity(pid, size_of::<libc::cpu_set_t>(), &raw const one))?;
+        check(libc::sched_setaffinity(
+            pid,
+            size_of::<libc::cpu_set_t>(),
+            &raw const one,
+        ))?;
         let mut lowest: libc::sched_param = std::mem::zeroed();
         lowest.sched_priority = 1;
-        check(libc::sched_setscheduler(pid, libc::SCHED_FIFO, &raw const lowest)).map(drop)
+        check(libc::sched_setscheduler(
+            pid,
+            libc::SCHED_FIFO,
+            &raw const lowest,
+        ))
+        .map(drop)
     }
 }
 
