@@ -171,15 +171,20 @@ impl Session {
                 Ok(_) => continue,
                 Err(failure) => failure,
             };
-            match (failure, patience) {
-                (Failure::Errno(errno @ (Errno::EINTR | Errno::EAGAIN)), Patience::Until(_))
-                | (Failure::Errno(errno @ Errno::EINTR), Patience::UntilSignal) => {
-                    self.tell(&ToNode::Cancel { id, errno }, Raw::NONE, None)?;
-                    patience = Patience::Endless;
-                }
-                (Failure::Errno(Errno::EINTR | Errno::EAGAIN), _) => {}
-                (failure, _) => return Err(failure.into_errno()),
+            self.bear(failure, id, &mut patience)?;
+        }
+    }
+
+    /// After a wait that failed: if it only ended early, there is patience for another.
+    fn bear(&self, failure: Failure, id: u64, patience: &mut Patience) -> Result<(), Errno> {
+        match (failure, *patience) {
+            (Failure::Errno(errno @ (Errno::EINTR | Errno::EAGAIN)), Patience::Until(_))
+            | (Failure::Errno(errno @ Errno::EINTR), Patience::UntilSignal) => {
+                *patience = Patience::Endless;
+                self.tell(&ToNode::Cancel { id, errno }, Raw::NONE, None)
             }
+            (Failure::Errno(Errno::EINTR | Errno::EAGAIN), _) => Ok(()),
+            (failure, _) => Err(failure.into_errno()),
         }
     }
 
@@ -188,23 +193,30 @@ impl Session {
     ///
     /// # Errors
     /// `EFAULT` if it cannot be written to.
-    pub fn values(&self, id: u64, address: usize) -> Result<Answer, Errno> {
+    pub fn outcome_at(&self, id: u64, patience: Patience, address: usize) -> Result<Answer, Errno> {
+        let mut patience = patience;
         loop {
             // The message's length is unknown until it is decoded: peek, then receive it with
             // the raw bytes going where they belong.
-            let (reply, length) = match self.connection.receive(libc::MSG_PEEK) {
+            let peeked = self
+                .connection
+                .wait(patience)
+                .and_then(|()| self.connection.receive(libc::MSG_PEEK));
+            let (reply, length) = match peeked {
                 Ok(peeked) => peeked,
-                Err(Failure::Errno(Errno::EINTR | Errno::EAGAIN)) => continue,
-                Err(failure) => return Err(failure.into_errno()),
+                Err(failure) => {
+                    self.bear(failure, id, &mut patience)?;
+                    continue;
+                }
             };
             let mine = replies_to(&reply.message) == Some(id);
             let raw = match reply.message {
                 FromNode::Answer {
-                    outcome: Ok(Answer::Values(count)),
+                    outcome: Ok(answer),
                     ..
                 } if mine => Raw {
                     address,
-                    length: count as usize * size_of::<u16>(),
+                    length: answer.raw_length(),
                 },
                 _ => Raw::NONE,
             };

@@ -1,24 +1,28 @@
 //! Protocol values as the structures of C, and back.
 //!
-//! The layouts are those of the kernel's `shmid64_ds`, `semid64_ds`, `ipc64_perm`, `shminfo64`,
-//! `shm_info` and `seminfo` on x86-64, which glibc's are made to equal.
+//! The layouts are those of the kernel's `shmid64_ds`, `semid64_ds`, `msqid64_ds`, `ipc64_perm`,
+//! `shminfo64`, `shm_info`, `seminfo` and `msginfo` on x86-64, which glibc's are made to equal.
 
 use std::ffi::{c_int, c_long, c_ulong, c_ushort};
 
 use migshm_protocol::call::{
-    Answer, Errno, NewPerm, Perm, SemLimits, SemStatus, ShmLimits, ShmStatus, ShmUsage,
+    Answer, Errno, MsgLimits, MsgStatus, NewPerm, Perm, SemLimits, SemStatus, ShmLimits, ShmStatus,
+    ShmUsage,
 };
 
 use crate::client::out_of_step;
 use crate::sys::{self, Plain};
 
-// Commands of `linux/shm.h` and `linux/sem.h` that libc's crate lacks or shifts.
+// Commands of `linux/shm.h`, `linux/sem.h` and `linux/msg.h` that libc's crate lacks or shifts.
 pub const SHM_STAT: c_int = 13;
 pub const SHM_INFO: c_int = 14;
 pub const SHM_STAT_ANY: c_int = 15;
 pub const SEM_STAT: c_int = 18;
 pub const SEM_INFO: c_int = 19;
 pub const SEM_STAT_ANY: c_int = 20;
+pub const MSG_STAT: c_int = 11;
+pub const MSG_INFO: c_int = 12;
+pub const MSG_STAT_ANY: c_int = 13;
 
 /// The result of a call that only returns a value.
 pub fn value(answer: Answer) -> Result<isize, Errno> {
@@ -28,7 +32,7 @@ pub fn value(answer: Answer) -> Result<isize, Errno> {
     }
 }
 
-/// The result of `shmctl` or `semctl`, with what goes to the program's buffer put there. A status
+/// The result of `shmctl`, `semctl` or `msgctl`, with what goes to the program's buffer put there. A status
 /// that was asked for `by_id` is answered by 0, one by index by the id.
 pub fn deliver(answer: Answer, by_id: bool, buffer: usize) -> Result<isize, Errno> {
     let stat = |id: i32| if by_id { 0 } else { id as isize };
@@ -49,7 +53,13 @@ pub fn deliver(answer: Answer, by_id: bool, buffer: usize) -> Result<isize, Errn
         Answer::SemLimits(limits) => {
             sys::copy_out(&SemInfo::from(limits), buffer).map(|()| limits.highest as isize)
         }
-        Answer::Attached(_) | Answer::Values(_) => Err(out_of_step()),
+        Answer::Queue(status) => {
+            sys::copy_out(&MsqidDs::from(status), buffer).map(|()| stat(status.id))
+        }
+        Answer::MsgLimits(limits) => {
+            sys::copy_out(&MsgInfo::from(limits), buffer).map(|()| limits.highest as isize)
+        }
+        Answer::Attached(_) | Answer::Values(_) | Answer::Message(_) => Err(out_of_step()),
     }
 }
 
@@ -295,6 +305,93 @@ impl From<SemLimits> for SemInfo {
     }
 }
 
+/// `struct msqid_ds`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct MsqidDs {
+    pub perm: IpcPerm,
+    stime: c_long,
+    rtime: c_long,
+    ctime: c_long,
+    cbytes: c_ulong,
+    qnum: c_ulong,
+    pub qbytes: c_ulong,
+    lspid: c_int,
+    lrpid: c_int,
+    unused: [c_ulong; 2],
+}
+
+impl From<MsgStatus> for MsqidDs {
+    fn from(status: MsgStatus) -> MsqidDs {
+        let MsgStatus {
+            id: _,
+            perm,
+            stime,
+            rtime,
+            ctime,
+            cbytes,
+            qnum,
+            qbytes,
+            lspid,
+            lrpid,
+        } = status;
+        MsqidDs {
+            perm: perm.into(),
+            stime,
+            rtime,
+            ctime,
+            cbytes,
+            qnum,
+            qbytes,
+            lspid,
+            lrpid,
+            unused: [0; 2],
+        }
+    }
+}
+
+/// `struct msginfo`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct MsgInfo {
+    msgpool: c_int,
+    msgmap: c_int,
+    msgmax: c_int,
+    msgmnb: c_int,
+    msgmni: c_int,
+    msgssz: c_int,
+    msgtql: c_int,
+    msgseg: c_ushort,
+    padding: c_ushort,
+}
+
+impl From<MsgLimits> for MsgInfo {
+    fn from(limits: MsgLimits) -> MsgInfo {
+        let MsgLimits {
+            msgpool,
+            msgmap,
+            msgmax,
+            msgmnb,
+            msgmni,
+            msgssz,
+            msgtql,
+            msgseg,
+            highest: _,
+        } = limits;
+        MsgInfo {
+            msgpool,
+            msgmap,
+            msgmax,
+            msgmnb,
+            msgmni,
+            msgssz,
+            msgtql,
+            msgseg,
+            padding: 0,
+        }
+    }
+}
+
 // SAFETY: all of these consist of integers only, and the sizes asserted below leave no padding.
 unsafe impl Plain for ShmidDs {}
 // SAFETY: as above.
@@ -305,12 +402,18 @@ unsafe impl Plain for ShmInfo64 {}
 unsafe impl Plain for ShmInfo {}
 // SAFETY: as above.
 unsafe impl Plain for SemInfo {}
+// SAFETY: as above.
+unsafe impl Plain for MsqidDs {}
+// SAFETY: as above.
+unsafe impl Plain for MsgInfo {}
 
 const _: () = {
     assert!(size_of::<IpcPerm>() == size_of::<libc::ipc_perm>());
     assert!(size_of::<ShmidDs>() == size_of::<libc::shmid_ds>());
     assert!(size_of::<SemidDs>() == size_of::<libc::semid_ds>());
     assert!(size_of::<SemInfo>() == size_of::<libc::seminfo>());
+    assert!(size_of::<MsqidDs>() == size_of::<libc::msqid_ds>());
+    assert!(size_of::<MsgInfo>() == size_of::<libc::msginfo>());
     assert!(size_of::<ShmInfo64>() == 9 * size_of::<c_ulong>());
     assert!(size_of::<ShmInfo>() == 6 * size_of::<c_ulong>());
     assert!(
@@ -318,5 +421,8 @@ const _: () = {
     );
     assert!(
         std::mem::offset_of!(SemidDs, nsems) == std::mem::offset_of!(libc::semid_ds, sem_nsems)
+    );
+    assert!(
+        std::mem::offset_of!(MsqidDs, lrpid) == std::mem::offset_of!(libc::msqid_ds, msg_lrpid)
     );
 };

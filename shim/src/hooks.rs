@@ -5,10 +5,10 @@
 use std::ffi::{c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use libc::{key_t, sembuf, size_t, timespec};
+use libc::{c_long, key_t, sembuf, size_t, ssize_t, timespec};
 use migshm_protocol::call::Errno;
 
-use crate::{anchor, sem, shm, sys};
+use crate::{anchor, msg, sem, shm, sys};
 
 redhook::hook! {
     unsafe fn shmget(key: key_t, size: size_t, flags: c_int) -> c_int => on_shmget {
@@ -65,6 +65,32 @@ redhook::hook! {
 redhook::hook! {
     unsafe fn semctl(id: c_int, number: c_int, command: c_int, argument: usize) -> c_int => on_semctl {
         enter(|| sem::control(id, number, command, argument)) as c_int
+    }
+}
+
+redhook::hook! {
+    unsafe fn msgget(key: key_t, flags: c_int) -> c_int => on_msgget {
+        enter(|| msg::get(key, flags)) as c_int
+    }
+}
+
+redhook::hook! {
+    unsafe fn msgsnd(id: c_int, message: *const c_void, size: size_t, flags: c_int)
+        -> c_int => on_msgsnd {
+        enter(|| msg::send(id, message as usize, size, flags)) as c_int
+    }
+}
+
+redhook::hook! {
+    unsafe fn msgrcv(id: c_int, message: *mut c_void, size: size_t, mtype: c_long, flags: c_int)
+        -> ssize_t => on_msgrcv {
+        enter(|| msg::receive(id, message as usize, size, mtype, flags))
+    }
+}
+
+redhook::hook! {
+    unsafe fn msgctl(id: c_int, command: c_int, buffer: *mut c_void) -> c_int => on_msgctl {
+        enter(|| msg::control(id, command, buffer as usize)) as c_int
     }
 }
 

@@ -1,14 +1,16 @@
-//! `libmigshm.so`: System V shared memory and semaphores for the whole cluster, by `LD_PRELOAD`.
+//! `libmigshm.so`: System V shared memory, semaphores and message queues for the whole cluster, by
+//! `LD_PRELOAD`.
 //!
-//! The library defines `shmget shmat shmdt shmctl semget semop semtimedop semctl`, and libc's
-//! `syscall` for exactly those system calls, and `munmap`, which can end an attach. Each becomes a message to the node daemon, over a
-//! unix socket; the answer becomes the call's result. The library never calls the kernel's own
+//! The library defines `shmget shmat shmdt shmctl semget semop semtimedop semctl msgget msgsnd
+//! msgrcv msgctl`, and libc's `syscall` for exactly those system calls, and `munmap`, which can end
+//! an attach. Each becomes a message to the node daemon, over a unix socket; the answer becomes the
+//! call's result. The library never calls the kernel's own
 //! System V IPC: where it cannot reach a daemon, calls fail with `ENOSYS`, which is what a kernel
 //! without System V IPC says.
 //!
 //! ```text
 //!  hooks, syscall                      the C ABI: arguments in, result and errno out
-//!    └─ shm, sem                       what each function does
+//!    └─ shm, sem, msg                  what each function does
 //!         ├─ convert                   C structures ↔ protocol values
 //!         ├─ anchor                    makes the address space known for page tracking
 //!         └─ client                    one call and its answer; interruption and timeout
@@ -31,13 +33,16 @@
 //! - **Nothing at all until the first call**: the constructor registers a fork handler, which
 //!   does nothing in a process that has made no call.
 //! - **No unwinding into C**: a panic ends as `ENOSYS`. No cancellation point either: semop(2) is
-//!   none, so blocking system calls are made raw, not through libc's cancellable wrappers.
+//!   none, so blocking system calls are made raw, not through libc's cancellable wrappers. (msgsnd
+//!   and msgrcv are cancellation points in libc: see below.)
 //! - `errno` changes only when a call fails.
 //!
 //! # Caveats
 //!
 //! - A handler that leaves a blocked `semop` by `longjmp` loses that call's connection, and the
 //!   operation stays queued until the process ends.
+//! - `pthread_cancel` does not end a blocked `msgsnd` or `msgrcv`, as it would unwind through the
+//!   library: the thread ends at its next cancellation point.
 //! - A program that closes descriptors which it did not open is noticed (they are verified before
 //!   each use); one that does so in the midst of another thread's call is not.
 //! - The C library's own `syscall` function is replaced, not the instruction: a program that has
@@ -56,6 +61,7 @@ mod convert;
 mod directory;
 mod hooks;
 mod marker;
+mod msg;
 mod pool;
 mod process;
 mod sem;

@@ -95,7 +95,7 @@ fn values(id: c_int, array: usize) -> Result<isize, Errno> {
         command: SemCommand::GetAll,
     };
     session.request(&ToNode::Call { id: request, call }, Raw::NONE)?;
-    match session.values(request, array)? {
+    match session.outcome_at(request, Patience::Endless, array)? {
         Answer::Values(_) => Ok(0),
         _ => Err(out_of_step()),
     }

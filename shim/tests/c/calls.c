@@ -2,6 +2,7 @@
    Built with -DCONSTRUCTOR it is a library that does so before main. */
 #include "fake.h"
 
+#include <limits.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -132,10 +133,82 @@ static void semaphores(void)
     CHECK(semctl(id, 0, IPC_RMID) == 0);
 }
 
+static void messages(void)
+{
+    int id = msgget(COMPLETES, IPC_CREAT | 0600);
+    CHECK(id == COMPLETES);
+    FAILS(msgget(-1, 0), ENOENT);
+
+    /* The fake daemon wants type bytes of text, each equal to the flags. */
+    struct message message = {.type = 3};
+    memset(message.text, 7, sizeof message.text);
+    CHECK(msgsnd(id, &message, 3, 7) == 0);
+    FAILS(msgsnd(id, &message, 2, 7), EIO);
+    FAILS(msgsnd(id, &message, 0, 7), EIO);
+    message.type = TEXT;
+    CHECK(msgsnd(id, &message, TEXT, 7) == 0);
+    FAILS(msgsnd(id, &message, TEXT + 1, 7), EINVAL);
+    FAILS(msgsnd(id, &message, (size_t)-1, 7), EINVAL);
+    FAILS(msgsnd(-1, &message, 1, 0), EINVAL);
+    message.type = 0;
+    FAILS(msgsnd(id, &message, 1, 0), EINVAL);
+    FAILS(msgsnd(id, NULL, 1, 0), EFAULT);
+    FAILS(msgsnd(id, (void *)8, TEXT + 1, 0), EFAULT);
+    /* The type can be read, the text cannot. */
+    char *edge = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(edge != MAP_FAILED && mprotect(edge + 4096, 4096, PROT_NONE) == 0);
+    edge += 4096 - sizeof(long);
+    *(long *)edge = 1;
+    FAILS(msgsnd(id, edge, 1, 0), EFAULT);
+    FAILS(msgsnd(id, edge, 0, 0), EIO);
+
+    CHECK(msgrcv(id, &message, 5, -9, 77) == 5);
+    CHECK(message.type == MTYPE && memcmp(message.text, "\0\1\2\3\4\7\7", 7) == 0);
+    CHECK(msgrcv(id, &message, 0, -9, 77) == 0 && message.type == MTYPE);
+    CHECK(msgrcv(id, &message, SSIZE_MAX, -9, 77) == TEXT);
+    CHECK(message.text[TEXT - 1] == (TEXT - 1) % 256 && message.text[TEXT] == 7);
+    FAILS(msgrcv(id, &message, 5, -8, 77), ENOMSG);
+    FAILS(msgrcv(id, &message, 5, -9, 78), ENOMSG);
+    FAILS(msgrcv(id, &message, (size_t)-1, -9, 77), EINVAL);
+    FAILS(msgrcv(-1, &message, 5, -9, 77), EINVAL);
+    FAILS(msgrcv(id, NULL, 5, -9, 77), EFAULT);
+    FAILS(msgrcv(id, edge, 5, -9, 77), EFAULT);
+    CHECK(msgrcv(id, edge, 0, -9, 77) == 0 && *(long *)edge == MTYPE);
+    CHECK(munmap(edge + sizeof(long) - 4096, 8192) == 0);
+
+    struct msqid_ds status;
+    CHECK(msgctl(id, IPC_STAT, &status) == 0);
+    CHECK(status.msg_perm.__key == id && status.msg_perm.uid == 11 && status.msg_perm.__seq == 15);
+    CHECK(status.msg_stime == 91 && status.msg_rtime == 92 && status.msg_ctime == 93);
+    CHECK(status.msg_cbytes == 94 && status.msg_qnum == 95 && status.msg_qbytes == 96);
+    CHECK(status.msg_lspid == 97 && status.msg_lrpid == 98);
+    CHECK(msgctl(3, MSG_STAT, &status) == 103 && msgctl(3, 13 /* MSG_STAT_ANY */, &status) == 103);
+    FAILS(msgctl(id, IPC_STAT, NULL), EFAULT);
+    FAILS(msgctl(id, IPC_SET, (void *)8), EFAULT);
+    FAILS(msgctl(id, 99, &status), EINVAL);
+    FAILS(msgctl(-1, IPC_STAT, &status), EINVAL);
+    status.msg_perm.uid = 31;
+    status.msg_perm.gid = 32;
+    status.msg_perm.mode = 0600;
+    status.msg_qbytes = 33;
+    CHECK(msgctl(id, IPC_SET, &status) == 0);
+    status.msg_qbytes = 34;
+    FAILS(msgctl(id, IPC_SET, &status), EPERM);
+    CHECK(msgctl(id, IPC_RMID, NULL) == 0);
+
+    struct msginfo limits;
+    CHECK(msgctl(0, IPC_INFO, (void *)&limits) == 109);
+    CHECK(msgctl(0, MSG_INFO, (void *)&limits) == 109);
+    CHECK(limits.msgpool == 101 && limits.msgmap == 102 && limits.msgmax == 103);
+    CHECK(limits.msgmnb == 104 && limits.msgmni == 105 && limits.msgssz == 106);
+    CHECK(limits.msgtql == 107 && limits.msgseg == 108);
+}
+
 static void *all(void *unused)
 {
     segments();
     semaphores();
+    messages();
     errno = 12345;
     CHECK(shmget(6, SIZE, 0) == 6 && errno == 12345);
     return unused;
@@ -166,6 +239,14 @@ static void by_number(void)
     CHECK(syscall(SYS_semctl, COMPLETES, 0, IPC_STAT | 0x100 /* IPC_64 */, &set) == 0);
     CHECK(set.sem_nsems == 3);
     CHECK(syscall(SYS_semctl, COMPLETES, 1, SETVAL, 4) == 0);
+    struct message message = {.type = 1, .text = {9}};
+    struct msqid_ds queue;
+    CHECK(syscall(SYS_msgget, COMPLETES, 0600) == COMPLETES);
+    CHECK(syscall(SYS_msgsnd, COMPLETES, &message, 1UL, 9) == 0);
+    CHECK(syscall(SYS_msgrcv, COMPLETES, &message, 2UL, -9L, 77) == 2 && message.type == MTYPE);
+    FAILS(syscall(SYS_msgrcv, COMPLETES, &message, 2UL, -9L, 76), ENOMSG);
+    CHECK(syscall(SYS_msgctl, COMPLETES, IPC_STAT | 0x100 /* IPC_64 */, &queue) == 0);
+    CHECK(queue.msg_qnum == 95);
 
     /* Everything else goes to the kernel. */
     CHECK(syscall(SYS_getpid) == getpid());

@@ -5,18 +5,28 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ipc.h>
+#include <sys/msg.h>
 #include <sys/sem.h>
 #include <sys/shm.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Semaphore sets. */
+/* Semaphore sets and message queues. */
 enum {
-    COMPLETES = 1, /* semop returns at once */
+    COMPLETES = 1, /* semop, msgsnd, msgrcv return at once */
     BLOCKS = 2,    /* until it is cancelled */
     WINS = 3,      /* until it is cancelled, but then it has been done */
     DIES = 4,      /* the daemon hangs up */
     STALE = 5,     /* the answer to an earlier call comes first */
+};
+
+/* The largest message, and the type of every one received. */
+#define TEXT 8192
+#define MTYPE 0x0102030405060708
+
+struct message {
+    long type;
+    unsigned char text[TEXT + 1];
 };
 
 /* Bytes of every segment. */

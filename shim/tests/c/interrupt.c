@@ -68,6 +68,18 @@ int main(void)
         /* The operation was done before the interruption arrived. */
         alarm_in_50_ms();
         CHECK(semop(WINS, &operation, 1) == 0 && handled == 1);
+
+        struct message message = {.type = 1};
+        alarm_in_50_ms();
+        FAILS(msgsnd(BLOCKS, &message, 1, 0), EINTR);
+        alarm_in_50_ms();
+        FAILS(msgrcv(BLOCKS, &message, 1, 0, 0), EINTR);
+        CHECK(handled == 1 && message.type == 1);
+        alarm_in_50_ms();
+        CHECK(msgsnd(WINS, &message, 1, 0) == 0 && handled == 1);
+        alarm_in_50_ms();
+        CHECK(msgrcv(WINS, &message, 2, 0, 0) == 2 && handled == 1);
+        CHECK(message.type == MTYPE && message.text[1] == 1);
     }
 
     double before = now();

@@ -14,11 +14,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use migshm_protocol::call::{
-    Answer, Attachment, Call, Errno, Outcome, Perm, SemCommand, SemLimits, SemStatus, ShmCommand,
-    ShmLimits, ShmStatus, ShmUsage, StatBy,
+    Answer, Attachment, Call, Errno, MsgCommand, MsgLimits, MsgStatus, Outcome, Perm, SemCommand,
+    SemLimits, SemStatus, ShmCommand, ShmLimits, ShmStatus, ShmUsage, StatBy,
 };
 use migshm_protocol::codec;
-use migshm_protocol::limits::MAX_LOCAL;
+use migshm_protocol::limits::{MAX_LOCAL, MSGMAX};
 use migshm_protocol::local::{FromNode, Pieces, SOCKET, ToNode};
 use migshm_protocol::{NodeId, SegmentId};
 
@@ -34,6 +34,8 @@ const STALE: i32 = 5;
 const SIZE: u64 = 3 * 4096 - 1;
 /// The values of every semaphore set.
 const VALUES: [u16; 3] = [7, 8, 65535];
+/// The type of every message received.
+const MTYPE: i64 = 0x0102_0304_0506_0708;
 
 /// What a message was, who sent it, and on which connection.
 #[derive(Clone, Debug)]
@@ -230,7 +232,14 @@ fn serve(socket: &OwnedFd, connection: usize, script: Script, state: &Arc<Mutex<
                 ..
             } => return,
             ToNode::Call {
-                call: Call::SemOp { id: BLOCKS | WINS },
+                call:
+                    Call::SemOp { id: BLOCKS | WINS }
+                    | Call::MsgSend {
+                        id: BLOCKS | WINS, ..
+                    }
+                    | Call::MsgReceive {
+                        id: BLOCKS | WINS, ..
+                    },
                 ..
             } => {}
             ToNode::Call { id, call } => {
@@ -265,20 +274,20 @@ fn serve(socket: &OwnedFd, connection: usize, script: Script, state: &Arc<Mutex<
                 );
             }
             ToNode::Cancel { id, errno } => {
-                let won = state.lock().unwrap().heard.iter().any(|heard| {
-                    heard.connection == connection
-                        && heard.message
-                            == ToNode::Call {
-                                id,
-                                call: Call::SemOp { id: WINS },
-                            }
+                let cancelled = state.lock().unwrap().heard.iter().find_map(|heard| {
+                    let ToNode::Call { id: theirs, call } = heard.message else {
+                        return None;
+                    };
+                    (heard.connection == connection && theirs == id).then_some(call)
                 });
-                let outcome = if won {
-                    Ok(Answer::Value(0))
-                } else {
-                    Err(errno)
+                let (outcome, raw) = match cancelled {
+                    Some(Call::SemOp { id: WINS } | Call::MsgSend { id: WINS, .. }) => {
+                        (Ok(Answer::Value(0)), Vec::new())
+                    }
+                    Some(Call::MsgReceive { id: WINS, size, .. }) => received(size),
+                    _ => (Err(errno), Vec::new()),
                 };
-                send(FromNode::Answer { id, outcome }, &[], None);
+                send(FromNode::Answer { id, outcome }, &raw, None);
             }
             ToNode::Mapped {
                 id,
@@ -344,8 +353,13 @@ fn answer(call: Call, raw: &[u8], script: Script) -> (Outcome, Vec<u8>) {
         seq: 15,
     };
     let outcome = match call {
-        Call::ShmGet { key, .. } | Call::SemGet { key, .. } if key < 0 => Err(Errno::ENOENT),
-        Call::ShmGet { key, .. } | Call::SemGet { key, .. } => Ok(Answer::Value(key)),
+        Call::ShmGet { key, .. } | Call::SemGet { key, .. } | Call::MsgGet { key, .. } => {
+            if key < 0 {
+                Err(Errno::ENOENT)
+            } else {
+                Ok(Answer::Value(key))
+            }
+        }
         Call::ShmAttach { id, .. } if id < 0 => Err(Errno::EINVAL),
         Call::ShmAttach { id, .. } => Ok(Answer::Attached(Attachment {
             segment: SegmentId(id as u64),
@@ -428,8 +442,60 @@ fn answer(call: Call, raw: &[u8], script: Script) -> (Outcome, Vec<u8>) {
             SemCommand::GetNcnt(number) => Ok(Answer::Value(3000 + number)),
             SemCommand::GetZcnt(number) => Ok(Answer::Value(4000 + number)),
         },
+        // The text is as many times the flags as the type says.
+        Call::MsgSend { flags, .. } => match raw.split_first_chunk() {
+            Some((mtype, text))
+                if text.len() as i64 == i64::from_le_bytes(*mtype)
+                    && text.iter().all(|&byte| i32::from(byte) == flags) =>
+            {
+                Ok(Answer::Value(0))
+            }
+            _ => Err(Errno::EIO),
+        },
+        Call::MsgReceive { mtype, flags, .. } if (mtype, flags) != (-9, 77) => Err(Errno::ENOMSG),
+        Call::MsgReceive { size, .. } => return received(size),
+        Call::MsgCtl { id, command } => match command {
+            MsgCommand::Stat(by) => Ok(Answer::Queue(MsgStatus {
+                id: if by == StatBy::Id { id } else { id + 100 },
+                perm: perm(id),
+                stime: 91,
+                rtime: 92,
+                ctime: 93,
+                cbytes: 94,
+                qnum: 95,
+                qbytes: 96,
+                lspid: 97,
+                lrpid: 98,
+            })),
+            MsgCommand::Set { perm: new, qbytes }
+                if (new.uid, new.gid, new.mode, qbytes) == (31, 32, 0o600, 33) =>
+            {
+                Ok(Answer::Value(0))
+            }
+            MsgCommand::Set { .. } => Err(Errno::EPERM),
+            MsgCommand::Remove => Ok(Answer::Value(0)),
+            MsgCommand::Limits | MsgCommand::Usage => Ok(Answer::MsgLimits(MsgLimits {
+                msgpool: 101,
+                msgmap: 102,
+                msgmax: 103,
+                msgmnb: 104,
+                msgmni: 105,
+                msgssz: 106,
+                msgtql: 107,
+                msgseg: 108,
+                highest: 109,
+            })),
+        },
     };
     (outcome, Vec::new())
+}
+
+/// A message that fills the receiver's room, within what a message may have.
+fn received(size: u64) -> (Outcome, Vec<u8>) {
+    let length = size.min(MSGMAX as u64) as usize;
+    let text = (0..length).map(|n| n as u8);
+    let raw = MTYPE.to_le_bytes().into_iter().chain(text).collect();
+    (Ok(Answer::Message(length as u32)), raw)
 }
 
 fn bytes(values: &[u16]) -> Vec<u8> {
