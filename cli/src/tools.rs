@@ -9,7 +9,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
 use migshm_protocol::call::{
-    Answer, Call, Errno, SemCommand, SemStatus, ShmCommand, ShmStatus, StatBy,
+    Answer, Call, Errno, MsgCommand, MsgStatus, SemCommand, SemStatus, ShmCommand, ShmStatus,
+    StatBy,
 };
 use migshm_protocol::codec;
 use migshm_protocol::limits::MAX_LOCAL;
@@ -42,7 +43,7 @@ pub struct StatusArgs {
     json: bool,
 }
 
-/// List the cluster's shared memory segments and semaphore sets, like ipcs(1).
+/// List the cluster's message queues, shared memory segments and semaphore sets, like ipcs(1).
 #[derive(Debug, clap::Args)]
 pub struct IpcsArgs {
     #[command(flatten)]
@@ -50,15 +51,18 @@ pub struct IpcsArgs {
     /// As JSON.
     #[arg(long)]
     json: bool,
-    /// Shared memory segments only.
+    /// Message queues.
+    #[arg(short = 'q', long = "queues")]
+    queues: bool,
+    /// Shared memory segments.
     #[arg(short = 'm', long = "shmems")]
     shmems: bool,
-    /// Semaphore sets only.
+    /// Semaphore sets.
     #[arg(short = 's', long = "semaphores")]
     semaphores: bool,
 }
 
-/// Remove segments and semaphore sets from the cluster, like ipcrm(1).
+/// Remove message queues, segments and semaphore sets from the cluster, like ipcrm(1).
 #[derive(Debug, clap::Args)]
 #[command(arg_required_else_help = true)]
 pub struct IpcrmArgs {
@@ -76,6 +80,12 @@ pub struct IpcrmArgs {
     /// Remove the semaphore set with this key.
     #[arg(short = 'S', long, value_name = "KEY", value_parser = parse_key)]
     semaphore_key: Vec<i32>,
+    /// Remove the message queue with this id.
+    #[arg(short = 'q', long, value_name = "ID")]
+    queue_id: Vec<i32>,
+    /// Remove the message queue with this key.
+    #[arg(short = 'Q', long, value_name = "KEY", value_parser = parse_key)]
+    queue_key: Vec<i32>,
 }
 
 /// A connection to a node daemon.
@@ -156,6 +166,10 @@ impl Client {
         self.call(Call::SemCtl { id, command })
     }
 
+    fn msg(&mut self, id: i32, command: MsgCommand) -> anyhow::Result<Result<Answer, Errno>> {
+        self.call(Call::MsgCtl { id, command })
+    }
+
     fn segments(&mut self) -> anyhow::Result<Vec<ShmStatus>> {
         let highest = match self.shm(0, ShmCommand::Usage)? {
             Ok(Answer::ShmUsage(usage)) => usage.highest,
@@ -182,6 +196,20 @@ impl Client {
             }
         }
         Ok(sets)
+    }
+
+    fn queues(&mut self) -> anyhow::Result<Vec<MsgStatus>> {
+        let highest = match self.msg(0, MsgCommand::Usage)? {
+            Ok(Answer::MsgLimits(limits)) => limits.highest,
+            other => bail!("MSG_INFO answered {other:?}"),
+        };
+        let mut queues = Vec::new();
+        for index in 0..=highest {
+            if let Ok(Answer::Queue(status)) = self.msg(index, MsgCommand::Stat(StatBy::Any))? {
+                queues.push(status);
+            }
+        }
+        Ok(queues)
     }
 }
 
@@ -236,28 +264,45 @@ fn plain(value: &Value) -> String {
 /// Prints the objects, in the tables of util-linux.
 pub fn ipcs(args: IpcsArgs) -> anyhow::Result<ExitCode> {
     let mut client = Client::connect(&args.daemon)?;
-    let both = args.shmems == args.semaphores;
-    let segments = if both || args.shmems {
-        Some(client.segments()?)
-    } else {
-        None
-    };
-    let sets = if both || args.semaphores {
-        Some(client.sets()?)
-    } else {
-        None
-    };
+    let all = !(args.queues || args.shmems || args.semaphores);
+    let queues = (all || args.queues).then(|| client.queues()).transpose()?;
+    let segments = (all || args.shmems)
+        .then(|| client.segments())
+        .transpose()?;
+    let sets = (all || args.semaphores)
+        .then(|| client.sets())
+        .transpose()?;
     if args.json {
+        let queues: Option<Vec<Value>> = queues.map(|list| list.iter().map(queue_json).collect());
         let segments: Option<Vec<Value>> =
             segments.map(|list| list.iter().map(segment_json).collect());
         let sets: Option<Vec<Value>> = sets.map(|list| list.iter().map(set_json).collect());
         let mut tables = serde_json::Map::new();
+        tables.extend(queues.map(|list| ("messages".to_owned(), list.into())));
         tables.extend(segments.map(|list| ("sharedmemory".to_owned(), list.into())));
         tables.extend(sets.map(|list| ("semaphores".to_owned(), list.into())));
         println!("{}", serde_json::to_string_pretty(&tables)?);
         return Ok(ExitCode::SUCCESS);
     }
     let users = Users::load();
+    if let Some(queues) = queues {
+        println!("\n------ Message Queues --------");
+        println!(
+            "{:<10} {:<10} {:<10} {:<10} {:<12} {:<12}",
+            "key", "msqid", "owner", "perms", "used-bytes", "messages"
+        );
+        for q in queues {
+            println!(
+                "0x{:08x} {:<10} {:<10.10} {:<10o} {:<12} {:<12}",
+                q.perm.key,
+                q.id,
+                users.name(q.perm.uid),
+                q.perm.mode & PERMISSIONS,
+                q.cbytes,
+                q.qnum
+            );
+        }
+    }
     if let Some(segments) = segments {
         println!("\n------ Shared Memory Segments --------");
         println!(
@@ -327,6 +372,17 @@ fn set_json(s: &SemStatus) -> Value {
     })
 }
 
+fn queue_json(q: &MsgStatus) -> Value {
+    json!({
+        "key": format!("0x{:08x}", q.perm.key), "msqid": q.id,
+        "uid": q.perm.uid, "gid": q.perm.gid, "cuid": q.perm.cuid, "cgid": q.perm.cgid,
+        "perms": format!("{:o}", q.perm.mode & PERMISSIONS),
+        "usedbytes": q.cbytes, "msgs": q.qnum, "qbytes": q.qbytes,
+        "lspid": q.lspid, "lrpid": q.lrpid,
+        "stime": q.stime, "rtime": q.rtime, "ctime": q.ctime,
+    })
+}
+
 /// Removes what is named, as far as it can be; fails if anything could not.
 pub fn ipcrm(args: IpcrmArgs) -> anyhow::Result<ExitCode> {
     let mut client = Client::connect(&args.daemon)?;
@@ -373,6 +429,20 @@ pub fn ipcrm(args: IpcrmArgs) -> anyhow::Result<ExitCode> {
             other => other,
         };
         note("semaphore set with key", format!("{key:#x}"), removed);
+    }
+    for id in args.queue_id {
+        note(
+            "message queue",
+            id.to_string(),
+            client.msg(id, MsgCommand::Remove)?,
+        );
+    }
+    for key in args.queue_key {
+        let removed = match client.call(Call::MsgGet { key, flags: 0 })? {
+            Ok(Answer::Value(id)) => client.msg(id, MsgCommand::Remove)?,
+            other => other,
+        };
+        note("message queue with key", format!("{key:#x}"), removed);
     }
     Ok(if failed {
         ExitCode::FAILURE
