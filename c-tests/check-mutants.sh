@@ -33,10 +33,12 @@ noticed() {
 noticed private mandelbrot heat litmus ticket mcs queue seqlock pthread_spin pthread_mutex counter \
     prodcons undo multi waitzero basic fork kernelio bigseg churn threads syscallraw latecomer \
     killattach
-noticed nonblock counter prodcons undo multi waitzero ops churn threads
+noticed nonblock counter prodcons undo multi waitzero ops churn threads messages post pingpong
 noticed piecewise multi waitzero ops
 noticed noundo undo ops threads killattach
 noticed leak fork killattach
 noticed nodetach basic fork churn threads
+noticed anytype messages post pingpong
+noticed truncate messages post pingpong
 echo "$missed missed"
 [ $missed -eq 0 ]

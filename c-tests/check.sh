@@ -99,6 +99,9 @@ while [ $round -lt "$repeat" ]; do
     check multi 5 --ops "$(n 2000)"
     check waitzero 4 --rounds "$(n 200)"
     check ops 2
+    check messages 2
+    check post 4 --messages "$(n 5000)"
+    check pingpong 2 --rounds "$(n 5000)"
     # A cluster refuses to attach a segment that the process may not write.
     check basic 2 ${MIGSHM_LAB_NODES:+--no-readers}
     check fork 2
@@ -111,9 +114,9 @@ while [ $round -lt "$repeat" ]; do
     check killattach 4 --rounds "$(n 50)"
 done
 
-if [ -n "$OWN_NAMESPACE" ] && [ "$(cat /proc/sysvipc/shm /proc/sysvipc/sem | wc -l)" -ne 2 ]; then
+if [ -n "$OWN_NAMESPACE" ] && [ "$(cat /proc/sysvipc/* | wc -l)" -ne 3 ]; then
     echo "FAIL  objects were left behind"
-    cat /proc/sysvipc/shm /proc/sysvipc/sem
+    cat /proc/sysvipc/*
     failed=$((failed + 1))
 fi
 echo "$passed passed, $failed failed"

@@ -31,9 +31,9 @@ static char timeout_message[160];
 
 /* What a rank created or found, to be removed at the end or when it fails. */
 static struct {
-    enum { SEGMENT, SEMAPHORES } kind;
+    enum { SEGMENT, SEMAPHORES, QUEUE } kind;
     int id;
-} objects[2 * MAX_SLOTS + 1];
+} objects[3 * MAX_SLOTS + 1];
 static int object_count;
 
 static void remember(int kind, int id)
@@ -48,6 +48,8 @@ static void remove_objects(void)
         object_count--;
         if (objects[object_count].kind == SEGMENT)
             shmctl(objects[object_count].id, IPC_RMID, NULL);
+        else if (objects[object_count].kind == QUEUE)
+            msgctl(objects[object_count].id, IPC_RMID, NULL);
         else
             semctl(objects[object_count].id, 0, IPC_RMID);
     }
@@ -161,6 +163,11 @@ static int get_semaphores(key_t key)
     return semget(key, 0, 0600);
 }
 
+static int get_queue(key_t key)
+{
+    return msgget(key, 0600);
+}
+
 static int semaphores_for(const struct team *team, key_t key, int count)
 {
     int id;
@@ -197,6 +204,21 @@ int team_segment_id(const struct team *team, int slot, size_t size)
         id = find(key, "segment", get_segment);
     }
     remember(SEGMENT, id);
+    return id;
+}
+
+int team_queue(const struct team *team, int slot)
+{
+    key_t key = team_key(team, slot);
+    int id;
+    if (team->rank == 0) {
+        id = msgget(key, IPC_CREAT | IPC_EXCL | 0600);
+        if (id < 0)
+            die_errno("msgget(key 0x%x)", (unsigned)key);
+    } else {
+        id = find(key, "message queue", get_queue);
+    }
+    remember(QUEUE, id);
     return id;
 }
 

@@ -6,8 +6,9 @@
  * `prog --fork N`, or `prog` alone, forks the ranks itself.
  *
  * Rank 0 creates the objects, the others look for their keys until they appear; rank 0 removes
- * them when everyone has left. A team owns the keys K .. K+255, for segments and semaphore sets
- * alike; K is its own control set (barrier and departures), K+1+slot are the program's.
+ * them when everyone has left. A team owns the keys K .. K+255, for segments, semaphore sets and
+ * message queues alike; K is its own control set (barrier and departures), K+1+slot are the
+ * program's.
  *
  * A program succeeds (exit 0) only if its result is exact. A rank that fails says why on stderr,
  * removes the team's objects, so that the others fail too instead of waiting, and exits 1.
@@ -21,6 +22,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/ipc.h>
+#include <sys/msg.h>
 #include <sys/sem.h>
 #include <sys/shm.h>
 #include <sys/types.h>
@@ -74,9 +76,11 @@ void team_barrier(struct team *);
 /* The key of the program's object in `slot`. */
 key_t team_key(const struct team *, int slot);
 
-/* The segment or set in `slot`: created (zeroed) by rank 0, waited for and found by the others. */
+/* The object in `slot`: created (zeroed, empty) by rank 0, waited for and found by the others. */
 int team_segment_id(const struct team *, int slot, size_t size);
 int team_semaphores(const struct team *, int slot, int count);
+
+int team_queue(const struct team *, int slot);
 
 /* The same segment, attached. */
 void *team_segment(const struct team *, int slot, size_t size);

@@ -3,11 +3,13 @@
  *
  * MUTANT names the fault:
  *   private   an attach is a private copy of the segment
- *   nonblock  semop returns success where it ought to wait
+ *   nonblock  semop, msgsnd, msgrcv return success where they ought to wait
  *   piecewise semop does its operations one by one
  *   noundo    SEM_UNDO is ignored
  *   leak      attaches inherited by fork are counted for ever
  *   nodetach  shmdt does nothing
+ *   anytype   msgrcv takes the first message, whatever type is asked for
+ *   truncate  msgsnd loses the last byte of a message
  *
  * A team's control set (its key ends in 00, see common.h) always works, so that programs get past
  * their barriers and must find the fault in what they test.
@@ -19,6 +21,7 @@
 #include <string.h>
 #include <sys/ipc.h>
 #include <sys/mman.h>
+#include <sys/msg.h>
 #include <sys/sem.h>
 #include <sys/shm.h>
 #include <unistd.h>
@@ -66,6 +69,22 @@ int semop(int set, struct sembuf *operations, size_t count)
     }
     int result = really(set, changed, count);
     return result < 0 && errno == EAGAIN && is("nonblock") ? 0 : result;
+}
+
+int msgsnd(int queue, const void *message, size_t size, int flags)
+{
+    int (*really)(int, const void *, size_t, int) = real("msgsnd");
+    int result = really(queue, message, size - (size > 0 && is("truncate")),
+                        is("nonblock") ? flags | IPC_NOWAIT : flags);
+    return result < 0 && errno == EAGAIN && is("nonblock") ? 0 : result;
+}
+
+ssize_t msgrcv(int queue, void *message, size_t size, long type, int flags)
+{
+    ssize_t (*really)(int, void *, size_t, long, int) = real("msgrcv");
+    ssize_t result = really(queue, message, size, is("anytype") ? 0 : type,
+                            is("nonblock") ? flags | IPC_NOWAIT : flags);
+    return result < 0 && errno == ENOMSG && is("nonblock") ? 0 : result;
 }
 
 void *shmat(int segment, const void *address, int flags)

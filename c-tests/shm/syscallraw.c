@@ -13,6 +13,11 @@ enum { SLOT = 5 };
 
 static long ops = 2000;
 
+struct letter {
+    long type;
+    long text;
+};
+
 static void raw_change(int set, int index, int delta, int flags)
 {
     struct sembuf operation = {(unsigned short)index, (short)delta, (short)flags};
@@ -33,6 +38,25 @@ static void errors(int segment, int set)
     expect_errno(syscall(SYS_semop, set, &take, 0UL), EINVAL);
     expect_errno(syscall(SYS_semtimedop, set, &take, 1UL, &soon), EAGAIN);
     expect_errno(syscall(SYS_semctl, set, 9, GETVAL, 0UL), EINVAL);
+    expect_errno(syscall(SYS_msgget, 0x12345, 0), ENOENT);
+    expect_errno(syscall(SYS_msgsnd, -1, &(struct letter){.type = 1}, 0UL, 0), EINVAL);
+    expect_errno(syscall(SYS_msgrcv, -1, NULL, 0UL, 0L, 0), EINVAL);
+    expect_errno(syscall(SYS_msgctl, -1, IPC_RMID, NULL), EINVAL);
+}
+
+/* A letter that each rank sends to the next, by one way of calling, and gets by the other. */
+static void pass_letters(const struct team *team, int queue)
+{
+    struct letter letter = {.type = 1 + (team->rank + 1) % team->ranks, .text = team->rank};
+    must(syscall(SYS_msgsnd, queue, &letter, sizeof letter.text, 0));
+    must(msgsnd(queue, &letter, sizeof letter.text, 0));
+    for (int k = 0; k < 2; k++) {
+        long got = k ? syscall(SYS_msgrcv, queue, &letter, sizeof letter.text, team->rank + 1L, 0)
+                     : msgrcv(queue, &letter, sizeof letter.text, team->rank + 1, 0);
+        int from = (team->rank + team->ranks - 1) % team->ranks;
+        expect(must(got) == sizeof letter.text && letter.text == from, "a letter from %ld, not %d",
+               letter.text, from);
+    }
 }
 
 static void run(struct team *team)
@@ -42,12 +66,15 @@ static void run(struct team *team)
         int set = (int)must(syscall(SYS_semget, key, 2, IPC_CREAT | IPC_EXCL | 0600));
         must(syscall(SYS_semctl, set, 0, SETVAL, 1UL));
         must(syscall(SYS_shmget, key, 2UL * PAGE, IPC_CREAT | IPC_EXCL | 0600));
+        must(syscall(SYS_msgget, key, IPC_CREAT | IPC_EXCL | 0600));
     }
     team_barrier(team);
 
     int segment = (int)must(syscall(SYS_shmget, key, 0UL, 0600));
     int set = (int)must(syscall(SYS_semget, key, 0, 0600));
-    expect(shmget(key, 0, 0600) == segment && semget(key, 0, 0600) == set,
+    int queue = (int)must(syscall(SYS_msgget, key, 0600));
+    expect(shmget(key, 0, 0600) == segment && semget(key, 0, 0600) == set &&
+               msgget(key, 0600) == queue,
            "libc and syscall(2) find different objects");
     volatile long *raw = (volatile long *)must(syscall(SYS_shmat, segment, NULL, 0));
     volatile long *libc = attach(segment);
@@ -59,6 +86,7 @@ static void run(struct team *team)
            (unsigned long)status.shm_nattch, 2 * team->ranks);
     if (team->rank == 0)
         errors(segment, set);
+    pass_letters(team, queue);
 
     for (long k = 0; k < ops; k++) {
         bool by_libc = k % 2;
@@ -85,6 +113,11 @@ static void run(struct team *team)
         expect_attach_count(segment, 0, "all detaches");
         must(syscall(SYS_shmctl, segment, IPC_RMID, NULL));
         must(syscall(SYS_semctl, set, 0, IPC_RMID, 0UL));
+        struct msqid_ds waiting;
+        must(syscall(SYS_msgctl, queue, IPC_STAT, &waiting));
+        expect(waiting.msg_qnum == 0, "%lu letters were not taken",
+               (unsigned long)waiting.msg_qnum);
+        must(syscall(SYS_msgctl, queue, IPC_RMID, NULL));
         expect_errno(shmget(key, 0, 0), ENOENT);
         expect_errno(semget(key, 0, 0), ENOENT);
         printf("%d ranks x %ld increments by syscall(2) and libc in turn: exact\n", team->ranks,
