@@ -1,7 +1,7 @@
 /*
  * A process that makes the System V calls which it is told on standard input, one a line, and
- * answers each by a line: `ok`, a value, or the name of the errno. It has at most one segment and
- * one semaphore.
+ * answers each by a line: `ok`, a value, or the name of the errno. It has at most one segment, one
+ * semaphore and one message queue.
  *
  *   segment KEY BYTES   shmget(IPC_CREAT), shmat      fill V      V to both ends of every page
  *   attach, detach      of the same segment           check V     `ok` if it is there
@@ -9,18 +9,22 @@
  *   semaphore KEY       semget(IPC_CREAT)             change D    semop
  *   value               semctl(GETVAL)                lock D      semop with SEM_UNDO
  *   waiters             semctl(GETNCNT)               forget      semctl(IPC_RMID)
+ *   queue KEY           msgget(IPC_CREAT)             send T      msgsnd of type T, without text
+ *   queued              msgctl(IPC_STAT): messages    receive T   msgrcv, answers the type
+ *                                                     drop        msgctl(IPC_RMID)
  */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ipc.h>
+#include <sys/msg.h>
 #include <sys/sem.h>
 #include <sys/shm.h>
 #include <unistd.h>
 
 enum { PAGE = 4096, WORDS = PAGE / sizeof(long), LIFE = 200 /* seconds */ };
 
-static int segment, set;
+static int segment, set, queue;
 static size_t size;
 static volatile long *memory;
 
@@ -62,6 +66,17 @@ static long nattch(void)
 static long change(long delta, short flags)
 {
     return semop(set, &(struct sembuf){.sem_op = (short)delta, .sem_flg = flags}, 1);
+}
+
+static long receive(long type)
+{
+    return msgrcv(queue, &type, 0, type, 0) == -1 ? -1 : type;
+}
+
+static long queued(void)
+{
+    struct msqid_ds status;
+    return msgctl(queue, IPC_STAT, &status) == 0 ? (long)status.msg_qnum : -1;
 }
 
 static void answer(long result)
@@ -107,6 +122,16 @@ static int obey(const char *verb, long first, long second)
         answer_value(semctl(set, 0, GETNCNT));
     else if (strcmp(verb, "forget") == 0)
         answer(semctl(set, 0, IPC_RMID));
+    else if (strcmp(verb, "queue") == 0)
+        answer(queue = msgget((key_t)first, IPC_CREAT | 0600));
+    else if (strcmp(verb, "send") == 0)
+        answer(msgsnd(queue, &first, 0, 0));
+    else if (strcmp(verb, "receive") == 0)
+        answer_value(receive(first));
+    else if (strcmp(verb, "queued") == 0)
+        answer_value(queued());
+    else if (strcmp(verb, "drop") == 0)
+        answer(msgctl(queue, IPC_RMID, NULL));
     else
         return 0;
     return 1;

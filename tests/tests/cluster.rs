@@ -37,6 +37,14 @@ fn semaphores_order_what_is_shared() {
 }
 
 #[test]
+fn messages_reach_whom_they_are_for() {
+    let lab = Lab::new(3);
+    lab.spread("messages", 2, &[]);
+    lab.spread("post", 6, &["--messages", "500"]);
+    lab.spread("pingpong", 4, &["--rounds", "300", "--bytes", "8192"]);
+}
+
+#[test]
 fn segments_behave_as_on_one_machine() {
     let lab = Lab::new(3);
     lab.spread("basic", 2, &["--no-readers"]);
@@ -158,7 +166,7 @@ fn a_storm_of_short_lived_objects_leaves_nothing() {
     }
     eventually("the nodes forget what is gone", settled);
     eventually("descriptors are closed", || open() == before);
-    let empty = "{\"semaphores\":[],\"sharedmemory\":[]}";
+    let empty = "{\"messages\":[],\"semaphores\":[],\"sharedmemory\":[]}";
     assert_eq!(lab.ipcs().to_string(), empty);
     for node in 1..=4 {
         let status = lab.status(node);
@@ -172,15 +180,20 @@ fn objects_of_one_node_are_listed_and_removed_on_another() {
     let mut process = lab.start(1, "sysv");
     process.obey("segment 0x51 4096");
     process.obey("semaphore 0x52");
+    process.obey("queue 0x53");
+    process.obey("send 1");
     let listed = lab.ipcs();
     assert_eq!(listed["sharedmemory"][0]["key"], "0x00000051");
     assert_eq!(listed["semaphores"][0]["key"], "0x00000052");
+    assert_eq!(listed["messages"][0]["key"], "0x00000053");
+    assert_eq!(listed["messages"][0]["msgs"], 1);
     let mut remove = lab.inside(migshm_tests::built("target/release/migshm"));
     remove
-        .args(["ipcrm", "-M", "0x51", "-S", "0x52"])
+        .args(["ipcrm", "-M", "0x51", "-S", "0x52", "-Q", "0x53"])
         .env("MIGSHM_RUNTIME_DIR", lab.node(2));
     run(&mut remove).succeeded();
     assert_eq!(process.ask("value"), "EINVAL");
+    assert_eq!(process.ask("queued"), "EINVAL");
     // It lives, nameless, until the last detach.
     assert_eq!(process.ask("nattch"), "1");
     process.obey("detach");

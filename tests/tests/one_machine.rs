@@ -8,6 +8,9 @@ use migshm_tests::{Outcome, Process, Solo, eventually, is_root_for, program, run
 const PROGRAMS: &[(&str, &[&str])] = &[
     ("basic", &[]),
     ("ops", &[]),
+    ("messages", &[]),
+    ("post", &["--messages", "1000"]),
+    ("pingpong", &["--rounds", "500"]),
     ("fork", &[]),
     ("syscallraw", &["--ops", "500"]),
     ("undo", &["--rounds", "20"]),
@@ -132,6 +135,7 @@ fn a_user_without_privileges_has_a_daemon_of_his_own() {
     };
     as_nobody("basic", &[]).succeeded();
     as_nobody("ops", &[]).succeeded();
+    as_nobody("messages", &[]).succeeded();
     // Not `fork`, part of which is raw clone(2): that is seen with /dev/userfaultfd only.
     as_nobody("killattach", &["--rounds", "20"]).succeeded();
     as_nobody("counter", &["--ops", "500", "--undo"]).succeeded();
@@ -149,6 +153,7 @@ fn no_system_v_call_reaches_the_kernel() {
     for (name, options) in [
         ("syscallraw", &["--ops", "100"][..]),
         ("ops", &[]),
+        ("messages", &[]),
         ("basic", &[]),
         ("fork", &[]),
     ] {
@@ -175,15 +180,15 @@ fn the_kernel_keeps_no_object() {
         return;
     }
     let solo = Solo::new();
-    let script = r#"printf 'segment 1 4096\nsemaphore 1\nfill 1\n' | "$0"
-        cat /proc/sysvipc/shm /proc/sysvipc/sem"#;
+    let script = r#"printf 'segment 1 4096\nsemaphore 1\nqueue 1\nsend 1\n' | "$0"
+        cat /proc/sysvipc/*"#;
     let mut command = solo.preloaded("unshare");
     command
         .args(["--ipc", "sh", "-c", script])
         .arg(program("sysv"));
     let outcome = run(&mut command).succeeded();
     let lines: Vec<&str> = outcome.stdout.lines().collect();
-    assert_eq!(lines[..3], ["ok", "ok", "ok"], "{outcome}");
-    // Two headings.
-    assert_eq!(lines[3..].len(), 2, "{outcome}");
+    assert_eq!(lines[..4], ["ok"; 4], "{outcome}");
+    // Three headings.
+    assert_eq!(lines[4..].len(), 3, "{outcome}");
 }

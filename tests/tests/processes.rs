@@ -60,6 +60,47 @@ fn a_removed_semaphore_wakes_its_waiters_everywhere() {
 }
 
 #[test]
+fn a_killed_receiver_takes_no_message() {
+    let lab = Lab::new(2);
+    let mut sender = lab.start(1, "sysv");
+    let mut receiver = lab.start(2, "sysv");
+    sender.obey("queue 1");
+    receiver.obey("queue 1");
+    receiver.tell("receive 7");
+    let waits = || lab.status(2)["pending_calls"] == 1;
+    eventually("it waits", waits);
+    receiver.kill();
+    eventually("it waits no more", || !waits());
+    sender.obey("send 7");
+    assert_eq!(sender.ask("queued"), "1");
+    sender.obey("drop");
+}
+
+#[test]
+fn what_waits_on_a_node_that_crashes_neither_sends_nor_receives() {
+    let lab = Lab::new(3);
+    let mut witness = lab.start(1, "sysv");
+    witness.obey("queue 1");
+    let mut waiters: Vec<_> = (2..=3).map(|node| lab.start(node, "sysv")).collect();
+    for waiter in &mut waiters {
+        waiter.obey("queue 1");
+        waiter.tell("receive 7");
+    }
+    eventually("they wait", || {
+        (2..=3).all(|node| lab.status(node)["pending_calls"] == 1)
+    });
+    lab.labctl(&["crash", "node2"]).succeeded();
+    let members = || lab.status(1)["members"].as_array().map(Vec::len);
+    eventually("the node is gone", || members() == Some(2));
+    // The first message goes to who still waits, the second to nobody.
+    witness.obey("send 7");
+    assert_eq!(waiters[1].answer(), "7");
+    witness.obey("send 7");
+    assert_eq!(witness.ask("queued"), "1");
+    witness.obey("drop");
+}
+
+#[test]
 fn attaches_of_a_killed_process_are_counted_off() {
     let lab = Lab::new(2);
     let mut observer = lab.start(1, "sysv");
