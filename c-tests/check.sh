@@ -101,6 +101,7 @@ while [ $round -lt "$repeat" ]; do
     check ops 2
     check messages 2
     check post 4 --messages "$(n 5000)"
+    check post 4 --messages "$(n 5000)" --interrupt
     check pingpong 2 --rounds "$(n 5000)"
     # A cluster refuses to attach a segment that the process may not write.
     check basic 2 ${MIGSHM_LAB_NODES:+--no-readers}

@@ -7,15 +7,22 @@
  * which of his to this consumer, and is filled from a generator seeded with that: so a message that
  * is lost, doubled, torn, out of its producer's order or in the wrong hands is noticed. At the end
  * everybody's sums are compared.
+ *
+ * --interrupt lets signals come all the time: a call then fails with EINTR and has done nothing, or
+ * succeeds and has done all.
  */
 #include "common.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 enum { CAPACITY = 4000, TEXT_MAX = 1500 };
 
 static long messages = 5000;
+static bool interrupt;
+static unsigned long interrupted;
 
 struct letter {
     long type;
@@ -32,6 +39,40 @@ enum { HEADER = offsetof(struct letter, text.fill) - offsetof(struct letter, tex
 struct sums {
     unsigned long messages, bytes, check;
 };
+
+static void post(int queue, const struct letter *letter, size_t size)
+{
+    while (msgsnd(queue, letter, size, 0) < 0) {
+        if (errno != EINTR)
+            die_errno("msgsnd(%zu bytes)", size);
+        interrupted++;
+    }
+}
+
+static ssize_t collect(int queue, struct letter *letter, size_t room, long type)
+{
+    ssize_t got;
+    while ((got = msgrcv(queue, letter, room, type, 0)) < 0 && errno == EINTR)
+        interrupted++;
+    return got;
+}
+
+static void on_signal(int signal)
+{
+    (void)signal;
+}
+
+/* SA_RESTART restarts neither msgsnd nor msgrcv. */
+static void signals_every(long microseconds)
+{
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    must(sigaction(SIGPROF, &action, NULL));
+    timer_t timer;
+    struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGPROF};
+    must(timer_create(CLOCK_MONOTONIC, &event, &timer));
+    struct timespec period = {.tv_nsec = microseconds * 1000};
+    must(timer_settime(timer, 0, &(struct itimerspec){period, period}, NULL));
+}
 
 static size_t length_of(uint64_t *state)
 {
@@ -67,7 +108,7 @@ static void produce(const struct team *team, int queue, struct sums *sums)
         letter.text.number = numbers[to]++;
         for (size_t i = 0; i < fill; i++)
             letter.text.fill[i] = (unsigned char)random_next(&state);
-        must(msgsnd(queue, &letter, HEADER + fill, 0));
+        post(queue, &letter, HEADER + fill);
         add(sums, &letter, fill);
     }
     /* The end, for each consumer. */
@@ -75,7 +116,7 @@ static void produce(const struct team *team, int queue, struct sums *sums)
         letter.type = to + 1;
         letter.text.from = team->rank;
         letter.text.number = -1 - numbers[to];
-        must(msgsnd(queue, &letter, HEADER, 0));
+        post(queue, &letter, HEADER);
     }
 }
 
@@ -90,7 +131,7 @@ static void consume(const struct team *team, int queue, struct sums *sums)
         size_t room = sizeof letter.text;
         if (random_below(&choice, 10) == 0)
             room = HEADER - 1;
-        ssize_t got = msgrcv(queue, &letter, room, type, 0);
+        ssize_t got = collect(queue, &letter, room, type);
         if (room < HEADER) {
             expect(got == -1 && errno == E2BIG, "%zd instead of E2BIG", got);
             continue;
@@ -133,10 +174,13 @@ static void run(struct team *team)
         struct sums sums;
     } result = {.type = 1 + team->rank % 2};
     double start = now();
+    if (interrupt)
+        signals_every(300 + 50 * team->rank);
     if (team->rank % 2 == 0)
         produce(team, queue, &result.sums);
     else
         consume(team, queue, &result.sums);
+    signal(SIGPROF, SIG_IGN);
     must(msgsnd(results, &result, sizeof result.sums, 0));
     team_barrier(team);
     if (team->rank != 0)
@@ -156,14 +200,18 @@ static void run(struct team *team)
     must(msgctl(queue, IPC_STAT, &status));
     expect(status.msg_qnum == 0 && status.__msg_cbytes == 0, "%lu messages, %lu bytes are left",
            (unsigned long)status.msg_qnum, (unsigned long)status.__msg_cbytes);
-    printf("%lu messages, %lu bytes, checksum %lx: exact; %.0f messages/s\n", sent[0].messages,
+    printf("%lu messages, %lu bytes, checksum %lx: exact; %.0f messages/s", sent[0].messages,
            sent[0].bytes, sent[0].check, (double)sent[0].messages / (now() - start));
+    if (interrupt)
+        printf("; rank 0 was interrupted %lu times", interrupted);
+    printf("\n");
 }
 
 int main(int argc, char **argv)
 {
     static const struct setting settings[] = {
         {.name = "messages", .meaning = "of each producer", .number = &messages},
+        {.name = "interrupt", .meaning = "by signals all the time", .flag = &interrupt},
         {0},
     };
     return team_main(

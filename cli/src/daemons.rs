@@ -18,7 +18,7 @@ use crate::config::{self, Size};
 /// Where a coordinator listens, unless told otherwise.
 pub const COORDINATOR_PORT: u16 = 7411;
 
-/// Run the cluster's coordinator: names, semaphores, membership.
+/// Run the cluster's coordinator: names, semaphores, message queues, membership.
 #[derive(Debug, clap::Args)]
 pub struct CoordinatorArgs {
     /// UDP address for nodes.

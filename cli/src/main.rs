@@ -28,7 +28,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-/// System V shared memory and semaphores for a whole cluster.
+/// System V shared memory, semaphores and message queues for a whole cluster.
 #[derive(Debug, Parser)]
 #[command(name = "migshm", version, flatten_help = true)]
 struct Cli {

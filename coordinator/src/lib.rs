@@ -12,10 +12,9 @@
 //!                     ╲             ╱
 //!   [sem] semget, semop, semctl   [shm] shmget, shmat, shmctl ── [placement] Solo, Shared, homes
 //!     │ set, queue, undo                │                             │
-//!     │                                 │                        [members] slots, epochs, memory
-//!     │  [msg] msgget, msgsnd, msgrcv, msgctl
-//!     │    │ queue                      │
-//!     ╰────┴─ [processes] blocked calls, undo of a process
+//!     │   [msg] msgget, msgsnd, ...     │                        [members] slots, epochs, memory
+//!     │     │ queue                     │
+//!     ╰─────┴─ [processes] blocked calls, undo of a process
 //! ```
 //!
 //! # Trust

@@ -41,6 +41,7 @@ fn messages_reach_whom_they_are_for() {
     let lab = Lab::new(3);
     lab.spread("messages", 2, &[]);
     lab.spread("post", 6, &["--messages", "500"]);
+    lab.spread("post", 4, &["--messages", "1000", "--interrupt"]);
     lab.spread("pingpong", 4, &["--rounds", "300", "--bytes", "8192"]);
 }
 
