@@ -3,6 +3,7 @@
 use std::ffi::{c_int, c_long};
 
 use migshm_protocol::call::{Answer, Call, Errno, MSG_TYPE_SIZE, MsgCommand, StatBy};
+use migshm_protocol::ids::PAGE_SIZE;
 use migshm_protocol::limits::MSGMAX;
 use migshm_protocol::local::ToNode;
 
@@ -10,6 +11,9 @@ use crate::client::{self, Session, out_of_step};
 use crate::connection::{Patience, Raw};
 use crate::convert::{self, MsqidDs};
 use crate::{process, sys};
+
+/// Flag of `msgrcv` that libc's crate lacks.
+const MSG_COPY: c_int = 0o40000;
 
 /// `msgget(2)`.
 pub fn get(key: i32, flags: c_int) -> Result<isize, Errno> {
@@ -44,6 +48,12 @@ pub fn receive(
     if id < 0 || isize::try_from(size).is_err() {
         return Err(Errno::EINVAL);
     }
+    if flags & MSG_COPY != 0 {
+        if flags & libc::MSG_EXCEPT != 0 || flags & libc::IPC_NOWAIT == 0 {
+            return Err(Errno::EINVAL);
+        }
+        check_readable(message, size.min(MSGMAX))?;
+    }
     let mut session = Session::begin()?;
     let request = process::request_id();
     let call = Call::MsgReceive {
@@ -57,6 +67,15 @@ pub fn receive(
         Answer::Message(length) => Ok(length as isize),
         _ => Err(out_of_step()),
     }
+}
+
+/// `EFAULT` unless a range can be read, as the kernel does where it is to copy a message.
+fn check_readable(address: usize, length: usize) -> Result<(), Errno> {
+    let last = length.checked_sub(1);
+    (0..length)
+        .step_by(PAGE_SIZE)
+        .chain(last)
+        .try_for_each(|offset| sys::copy_in::<[u8; 1]>(address.wrapping_add(offset)).map(drop))
 }
 
 /// `msgctl(2)`.

@@ -173,6 +173,10 @@ static void messages(void)
     FAILS(msgrcv(-1, &message, 5, -9, 77), EINVAL);
     FAILS(msgrcv(id, NULL, 5, -9, 77), EFAULT);
     FAILS(msgrcv(id, edge, 5, -9, 77), EFAULT);
+    FAILS(msgrcv(id, edge, TEXT, 0, IPC_NOWAIT | 040000 /* MSG_COPY */), EFAULT);
+    FAILS(msgrcv(id, &message, 5, 0, IPC_NOWAIT | 040000), ENOMSG);
+    FAILS(msgrcv(id, NULL, 5, 0, 040000), EINVAL);
+    FAILS(msgrcv(id, NULL, 5, 0, MSG_EXCEPT | IPC_NOWAIT | 040000), EINVAL);
     CHECK(msgrcv(id, edge, 0, -9, 77) == 0 && *(long *)edge == MTYPE);
     CHECK(munmap(edge + sizeof(long) - 4096, 8192) == 0);
 
