@@ -4,9 +4,11 @@
 //! The library defines `shmget shmat shmdt shmctl semget semop semtimedop semctl msgget msgsnd
 //! msgrcv msgctl`, and libc's `syscall` for exactly those system calls, and `munmap`, which can end
 //! an attach. Each becomes a message to the node daemon, over a unix socket; the answer becomes the
-//! call's result. The library never calls the kernel's own
-//! System V IPC: where it cannot reach a daemon, calls fail with `ENOSYS`, which is what a kernel
-//! without System V IPC says.
+//! call's result. The library never calls the kernel's own System V IPC: where it cannot reach a
+//! daemon, calls fail with `ENOSYS`, which is what a kernel without System V IPC says.
+//!
+//! It also defines the functions that open files, for the few below `/proc` that tell of System V
+//! objects, and `dlopen`, for libraries that would be loaded past it.
 //!
 //! ```text
 //!  hooks, syscall                      the C ABI: arguments in, result and errno out
@@ -17,6 +19,9 @@
 //!              ├─ pool                 connections that are kept for the next call
 //!              ├─ connection           messages on the socket
 //!              └─ start, directory     finds the daemon, or starts it
+//!  open ── proc                        /proc/sysvipc and the limits in /proc/sys/kernel, as files
+//!  load                                dlopen without RTLD_DEEPBIND
+//!  next                                the functions that those two hide
 //!  process                             every piece of state, and what a fork does to it
 //!  sys, text, complain                 system calls, strings without malloc, one line on stderr
 //!  marker                              how `migshm run` sees that the library is in force
@@ -31,7 +36,7 @@
 //!   handed over by atomics; strings have a fixed capacity. What a fork does to the state is told
 //!   in `process.rs`.
 //! - **Nothing at all until the first call**: the constructor registers a fork handler, which
-//!   does nothing in a process that has made no call.
+//!   does nothing in a process that has made no call, and looks up the functions of `next`.
 //! - **No unwinding into C**: a panic ends as `ENOSYS`. No cancellation point either: semop(2) is
 //!   none, so blocking system calls are made raw, not through libc's cancellable wrappers. (msgsnd
 //!   and msgrcv are cancellation points in libc: see below.)
@@ -47,6 +52,10 @@
 //!   each use); one that does so in the midst of another thread's call is not.
 //! - The C library's own `syscall` function is replaced, not the instruction: a program that has
 //!   its own assembly reaches the kernel's IPC.
+//! - A library that is loaded with `RTLD_DEEPBIND` is loaded without: should it define a symbol of
+//!   the same name as the program or another library, it gets theirs.
+//! - `/proc/sysvipc/shm` and kin are what they are for functions of the C library that open files.
+//!   `stat` and `access` see the kernel's, which look alike; a link of another name leads to the kernel's too.
 //! - `shmdt` unmaps the range that was attached, also where the program has since mapped
 //!   something else over a part of it; the kernel would spare that part.
 
@@ -60,9 +69,13 @@ mod connection;
 mod convert;
 mod directory;
 mod hooks;
+mod load;
 mod marker;
 mod msg;
+mod next;
+mod open;
 mod pool;
+mod proc;
 mod process;
 mod sem;
 mod shm;
@@ -77,6 +90,8 @@ mod text;
 static CONSTRUCTOR: extern "C" fn() = {
     extern "C" fn construct() {
         process::watch_forks();
+        open::prepare();
+        load::prepare();
         marker::verify();
     }
     construct

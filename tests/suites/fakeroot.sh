@@ -15,7 +15,7 @@ d 7 6 755 directory'
 
 cases() {
     if ! has_queues; then
-        report skip "listing"
+        report skip queues
         return
     fi
     mkdir -m 777 work

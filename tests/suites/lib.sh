@@ -45,7 +45,7 @@ tap() {
     "$@" >"$output" 2>&1 || status=fail
     cat "$output"
     awk -v name="$name" -v results="$SUITE_RESULTS" '
-        /^(not )?ok\>/ {
+        /^(not )?ok( |$)/ {
             status = /^not/ ? (/# *TODO/ ? "skip" : "fail") : (/# *[Ss][Kk][Ii][Pp]/ ? "skip" : "pass")
             printf "%s\t%s %d\n", status, name, ++count >>results
         }

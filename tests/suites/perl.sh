@@ -25,9 +25,9 @@ cases() {
     cp -r "$cache/tree/t" "$cache/tree/lib" .
     cd t || exit
     for name in shm sem; do tap "io/$name.t" perl "io/$name.t"; done
-    for name in ipcsysv sem shm; do tap "IPC-SysV/$name.t" perl "sysv/$name.t"; done
-    for name in io/msg.t sysv/msg.t; do
-        if has_queues; then tap "$name" perl "$name"; else report skip "$name"; fi
+    for name in sem shm; do tap "IPC-SysV/$name.t" perl "sysv/$name.t"; done
+    for name in io/msg sysv/ipcsysv sysv/msg; do
+        if has_queues; then tap "${name/sysv/IPC-SysV}.t" perl "$name.t"; else report skip queues; fi
     done
 }
 

@@ -12,7 +12,7 @@ fetch() {
 
 cases() {
     local extensions=(sysvshm sysvsem shmop) extension
-    if has_queues; then extensions+=(sysvmsg); else report skip sysvmsg; fi
+    if has_queues; then extensions+=(sysvmsg); else report skip queues; fi
     for extension in "${extensions[@]}"; do
         mkdir -p "ext/$extension"
         cp -r "$cache/php8.2/ext/$extension/tests" "ext/$extension"
@@ -22,7 +22,7 @@ cases() {
     NO_INTERACTION=1 SKIP_ONLINE_TESTS=1 php run-tests.php -q -p /usr/bin/php -W results ext
     awk -v results="$SUITE_RESULTS" '
         { status = $1 == "PASSED" ? "pass" : $1 == "SKIPPED" ? "skip" : "fail"
-          printf "%s\t%s\n", status, $2 >>results }' results
+          sub(/.*\/ext\//, "", $2); printf "%s\t%s\n", status, $2 >>results }' results
 }
 
 main "$@"

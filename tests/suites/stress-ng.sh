@@ -15,7 +15,7 @@ cases() {
     check "shm-sysv" stress --shm-sysv 2
     check "sem-sysv" stress --sem-sysv 2
     check "shm-sysv and sem-sysv" stress --shm-sysv 2 --sem-sysv 2
-    if has_queues; then check "msg" stress --msg 2; else report skip "msg"; fi
+    if has_queues; then check "msg" stress --msg 2; else report skip queues; fi
 }
 
 main "$@"

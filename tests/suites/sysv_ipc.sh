@@ -17,8 +17,8 @@ fetch() {
 }
 
 cases() {
-    local modules=(test_memory test_module test_semaphores) module output=$SUITE_SCRATCH/output
-    if has_queues; then modules+=(test_message_queues); else report skip test_message_queues; fi
+    local modules=(test_memory test_semaphores) module output=$SUITE_SCRATCH/output
+    if has_queues; then modules+=(test_module test_message_queues); else report skip queues; fi
     # The tests import from the current folder, where the source is too.
     cp -r "$cache/sysv_ipc-1.2.0/tests" .
     for module in "${modules[@]}"; do

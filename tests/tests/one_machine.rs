@@ -180,8 +180,12 @@ fn the_kernel_keeps_no_object() {
         return;
     }
     let solo = Solo::new();
-    let script = r#"printf 'segment 1 4096\nsemaphore 1\nqueue 1\nsend 1\n' | "$0"
-        cat /proc/sysvipc/*"#;
+    let script = r#"printf 'segment 1 4096
+semaphore 1
+queue 1
+send 1
+' | "$0"
+        LD_PRELOAD= cat /proc/sysvipc/*"#;
     let mut command = solo.preloaded("unshare");
     command
         .args(["--ipc", "sh", "-c", script])
