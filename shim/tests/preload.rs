@@ -356,6 +356,43 @@ fn operations_travel_as_the_program_laid_them_out() {
 }
 
 #[test]
+fn files_that_tell_of_objects_open_by_every_function() {
+    let place = Place::new();
+    let _node = FakeNode::start(place.dir(), Script::default());
+    succeeds(
+        place.command(&compile("files.c", &[])).arg(place.dir()),
+        "files",
+    );
+}
+
+#[test]
+fn there_are_no_such_files_without_a_daemon() {
+    let place = Place::new();
+    let output = place
+        .command(Path::new("cat"))
+        .arg("/proc/sysvipc/shm")
+        .output()
+        .expect("run");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && output.stdout.is_empty(),
+        "{output:?}"
+    );
+    assert!(said.contains("No such file or directory"), "{said}");
+}
+
+#[test]
+fn a_library_loaded_with_deepbind_is_served() {
+    let place = Place::new();
+    let _node = FakeNode::start(place.dir(), Script::default());
+    let plugin = compile("deep.c", &["-DPLUGIN", "-shared", "-fPIC"]);
+    let name = plugin.file_name().expect("a file").to_string_lossy();
+    let define = format!("-DNAME=\"{name}\"");
+    let program = compile("deep.c", &[&define, "-Wl,-rpath,$ORIGIN"]);
+    succeeds(&mut place.command(&program), "deep");
+}
+
+#[test]
 fn a_program_without_system_v_calls_pays_nothing() {
     let Ok(_) = Command::new("strace").arg("-V").output() else {
         eprintln!("skipped: no strace");
