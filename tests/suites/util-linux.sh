@@ -24,7 +24,7 @@ limits() {
     check "ipcs -l: semaphores of a set" grep -q '^max semaphores per array = 32000$' limits
     check "ipcs -l: operations" grep -q '^max ops per semop call = 500$' limits
     check "ipcs -l: value" grep -q '^semaphore max value = 32767$' limits
-    lsipc --raw --noheadings --output RESOURCE,LIMIT >lsipc.limits
+    lsipc --raw --bytes --noheadings --output RESOURCE,LIMIT >lsipc.limits
     cat lsipc.limits
     check "lsipc: SHMMNI" grep -q '^SHMMNI 4096$' lsipc.limits
     check "lsipc: SHMMAX" grep -q '^SHMMAX 18446744073692774399$' lsipc.limits

@@ -1,8 +1,9 @@
 //! Programs on one machine: `LD_PRELOAD`, and nothing else.
 
 use std::fs;
+use std::process::Command;
 
-use migshm_tests::{Outcome, Process, Solo, eventually, is_root_for, program, run};
+use migshm_tests::{Outcome, Process, Solo, command, eventually, is_root_for, program, run};
 
 /// Programs of `c-tests`, and options that make their work short.
 const PROGRAMS: &[(&str, &[&str])] = &[
@@ -195,4 +196,23 @@ send 1
     assert_eq!(lines[..4], ["ok"; 4], "{outcome}");
     // Three headings.
     assert_eq!(lines[4..].len(), 3, "{outcome}");
+}
+
+#[test]
+fn the_files_of_proc_are_those_of_the_kernel_with_our_objects() {
+    if !is_root_for("a private IPC namespace") {
+        return;
+    }
+    let script = r#"printf 'segment 1 4096\nsegment 2 100\nsemaphore 1\n' | "$0" >/dev/null
+        cat /proc/sysvipc/shm /proc/sysvipc/sem | sed -E 's/[0-9]+/N/g; s/ +/ /g'
+        cat /proc/sysvipc/shm | head -1; head -1 /proc/sysvipc/sem
+        cd /proc/sys/kernel; tail -n 1 shmmax shmall shmmni sem shm_rmid_forced"#;
+    let shown = |command: &mut Command| {
+        let command = command.args(["--ipc", "sh", "-c", script]);
+        run(command.arg(program("sysv"))).succeeded().stdout
+    };
+    let solo = Solo::new();
+    let ours = shown(&mut solo.preloaded("unshare"));
+    assert_eq!(ours, shown(&mut command("unshare")));
+    assert_eq!(ours.lines().count(), 5 + 2 + 14, "{ours}");
 }
