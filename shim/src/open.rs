@@ -121,7 +121,7 @@ unsafe extern "C" fn open_file<const NUMBER: usize>(
 ) -> usize {
     // SAFETY: as in `choose`.
     let file = unsafe { proc::find(libc::AT_FDCWD, path as *const c_char) };
-    open_at::<NUMBER>(file, flags as c_int, |path| (path, flags, mode, 0))
+    open_at::<NUMBER>(file, flags as c_int, |path, flags| (path, flags, mode, 0))
 }
 
 /// `openat(directory, path, flags, mode)` and kin.
@@ -133,17 +133,21 @@ unsafe extern "C" fn open_file_at<const NUMBER: usize>(
 ) -> usize {
     // SAFETY: as in `choose`.
     let file = unsafe { proc::find(directory as c_int, path as *const c_char) };
-    open_at::<NUMBER>(file, flags as c_int, |path| (directory, path, flags, mode))
+    open_at::<NUMBER>(file, flags as c_int, |path, flags| {
+        (directory, path, flags, mode)
+    })
 }
 
 fn open_at<const NUMBER: usize>(
     file: Option<File>,
     flags: c_int,
-    arguments: impl FnOnce(usize) -> (usize, usize, usize, usize),
+    arguments: impl FnOnce(usize, usize) -> (usize, usize, usize, usize),
 ) -> usize {
     let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+    // The name that the memfd is opened by is a symbolic link.
+    let flags = (flags & !libc::O_NOFOLLOW) as usize;
     enter(|| {
-        let opened = substitute::<NUMBER>(file, writes, arguments)? as c_int;
+        let opened = substitute::<NUMBER>(file, writes, |path| arguments(path, flags))? as c_int;
         sys::check(opened).map(|descriptor| descriptor as isize)
     }) as usize
 }

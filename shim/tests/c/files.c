@@ -30,7 +30,7 @@ static void descriptors(void)
 {
     int kernel = open("/proc/sys/kernel", O_RDONLY | O_DIRECTORY);
     is_limit(open(limit, O_RDONLY));
-    is_limit(open64(limit, O_RDONLY));
+    is_limit(open64(limit, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY));
     is_limit(__open(limit, O_RDONLY));
     is_limit(__open64(limit, O_RDONLY));
     is_limit(__open_2(limit, O_RDONLY));
