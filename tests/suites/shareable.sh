@@ -13,7 +13,15 @@ fetch() {
 cases() {
     cp -r "$cache/libipc-shareable-perl/." .
     export CI_TESTING=1
-    for file in t/*.t; do tap "$file" perl -Ilib "$file"; done
+    # Its random keys, of which some may be alike, decide how many tests 20-ref.t has.
+    echo 'srand 1;' >lib/Seeded.pm
+    for file in t/*.t; do
+        if [ "$file" = t/20-ref.t ]; then
+            tap "$file" perl -Ilib -MSeeded "$file"
+        else
+            tap "$file" perl -Ilib "$file"
+        fi
+    done
 }
 
 main "$@"
