@@ -8,7 +8,8 @@
 //! daemon, calls fail with `ENOSYS`, which is what a kernel without System V IPC says.
 //!
 //! It also defines the functions that open files, for the few below `/proc` that tell of System V
-//! objects, and `dlopen`, for libraries that would be loaded past it.
+//! objects; `dlopen`, for libraries that would be loaded past it; and the functions that execute
+//! programs, for those that are given an environment without it.
 //!
 //! ```text
 //!  hooks, syscall                      the C ABI: arguments in, result and errno out
@@ -21,7 +22,8 @@
 //!              └─ start, directory     finds the daemon, or starts it
 //!  open ── proc                        /proc/sysvipc and the limits in /proc/sys/kernel, as files
 //!  load                                dlopen without RTLD_DEEPBIND
-//!  next                                the functions that those two hide
+//!  exec                                keeps the library in programs that this one executes
+//!  next                                the functions that those three hide
 //!  process                             every piece of state, and what a fork does to it
 //!  sys, text, complain                 system calls, strings without malloc, one line on stderr
 //!  marker                              how `migshm run` sees that the library is in force
@@ -56,8 +58,7 @@
 //!   the same name as the program or another library, it gets theirs.
 //! - `/proc/sysvipc/shm` and kin are what they are for functions of the C library that open files.
 //!   `stat` and `access` see the kernel's, which look alike; a link of another name leads to the kernel's too.
-//! - `shmdt` unmaps the range that was attached, also where the program has since mapped
-//!   something else over a part of it; the kernel would spare that part.
+//! - A program that wants another one to use the kernel's IPC must give it an empty `LD_PRELOAD`.
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu")))]
 compile_error!("libmigshm.so knows the ABI of x86-64 GNU/Linux only");
@@ -68,6 +69,7 @@ mod complain;
 mod connection;
 mod convert;
 mod directory;
+mod exec;
 mod hooks;
 mod load;
 mod marker;
@@ -92,6 +94,7 @@ static CONSTRUCTOR: extern "C" fn() = {
         process::watch_forks();
         open::prepare();
         load::prepare();
+        exec::prepare();
         marker::verify();
     }
     construct

@@ -120,22 +120,24 @@ fn program() -> Result<Text<PROGRAM_MAX>, Errno> {
 
 /// Path of `migshm` in the folder that this library was loaded from.
 fn beside_library() -> Option<Text<PROGRAM_MAX>> {
-    let mut info = MaybeUninit::<libc::Dl_info>::zeroed();
-    let own_symbol = connect as fn(Absent) -> _ as *const c_void;
-    // SAFETY: `info` is a valid out pointer, filled if the result is not 0, with a path that lives
-    // as long as the library is loaded.
-    let library = unsafe {
-        if libc::dladdr(own_symbol, info.as_mut_ptr()) == 0 {
-            return None;
-        }
-        CStr::from_ptr(info.assume_init().dli_fname)
-    };
-    let library = library.to_bytes();
+    let library = library()?.to_bytes();
     let name = library
         .iter()
         .rposition(|&byte| byte == b'/')
         .map_or(0, |slash| slash + 1);
     Some(Text::new().with(&library[..name]).with(b"migshm"))
+}
+
+/// Path that this library was loaded from.
+pub fn library() -> Option<&'static CStr> {
+    let mut info = MaybeUninit::<libc::Dl_info>::zeroed();
+    let own_symbol = connect as fn(Absent) -> _ as *const c_void;
+    // SAFETY: `info` is a valid out pointer, filled if the result is not 0, with a path that lives
+    // as long as the library is loaded.
+    unsafe {
+        (libc::dladdr(own_symbol, info.as_mut_ptr()) != 0)
+            .then(|| CStr::from_ptr(info.assume_init().dli_fname))
+    }
 }
 
 fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
@@ -298,7 +300,9 @@ extern "C" fn grandchild(launch: *mut c_void) -> c_int {
         let mut none = MaybeUninit::uninit();
         libc::sigemptyset(none.as_mut_ptr());
         libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut());
-        libc::execve(
+        // Not by the function, which would give the daemon this library.
+        libc::syscall(
+            libc::SYS_execve,
             launch.program,
             launch.arguments.as_ptr(),
             launch.environment,

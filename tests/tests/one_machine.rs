@@ -77,6 +77,27 @@ fn processes_of_containers_are_told_apart() {
 }
 
 #[test]
+fn programs_with_an_environment_of_their_own_stay_with_their_parents_objects() {
+    let solo = Solo::new();
+    run(solo.program("cleared").env("MIGSHM_NAME", "kept")).succeeded();
+    let maps = |environment: &[&str]| {
+        let mut command = solo.preloaded("env");
+        command.args(environment).args(["cat", "/proc/self/maps"]);
+        run(&mut command).succeeded().stdout
+    };
+    assert!(maps(&["-i"]).contains("libmigshm.so"));
+    assert!(maps(&["LD_PRELOAD=libc.so.6"]).contains("libmigshm.so"));
+    assert!(!maps(&["LD_PRELOAD="]).contains("libmigshm.so"));
+    let environment = run(solo.preloaded("env").args(["-i", "env"])).succeeded();
+    let directory = solo.runtime_dir();
+    let expected = [
+        format!("LD_PRELOAD={}", migshm_tests::library().display()),
+        format!("MIGSHM_RUNTIME_DIR={}", directory.display()),
+    ];
+    assert_eq!(environment.stdout.lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
 fn a_daemon_goes_when_nothing_needs_it() {
     let solo = Solo::new();
     let mut process = Process::start(&mut solo.program("sysv"));
