@@ -213,7 +213,7 @@ impl Host {
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
-            .env_remove("LD_PRELOAD")
+            .env("LD_PRELOAD", "")
             .env(VARIABLE, &lab.directory);
         for name in [
             "COORDINATOR",
