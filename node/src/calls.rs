@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
-use migshm_protocol::call::{Answer, Attachment, Call, Caller, Errno, Outcome};
+use migshm_protocol::call::{Answer, Attachment, Call, Caller, Errno, Outcome, ShmCommand};
 use migshm_protocol::control::{Placement, ToCoordinator};
 use migshm_protocol::ids::PAGE_SIZE;
 use migshm_protocol::local::{FromNode, LOCAL_VERSION, Pieces, ToNode};
@@ -67,6 +67,8 @@ impl Node {
                 if length == 0 {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
+                // What the sender has seen end has ended for it.
+                self.reap();
                 let (message, raw) = codec::decode::<ToNode>(&buffer[..length])
                     .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
                 self.on_local(id, message, raw, descriptor)
@@ -257,15 +259,14 @@ impl Node {
             // The pid went to a new process before the end of the old one was noticed.
             self.on_exit(pid);
         }
-        let pidfd = Rc::new(local::pidfd(pid)?);
+        let pidfd = local::pidfd(pid)?;
+        self.exits.watch(pid, &pidfd)?;
         let id = ProcessId(self.next_id());
-        let watcher = tasks::watch_process(self, pid, Rc::clone(&pidfd));
         self.processes.insert(
             pid,
             Process {
                 id,
                 pidfd,
-                watcher,
                 space: None,
             },
         );
@@ -291,7 +292,7 @@ impl Node {
         let secret = self.watch(space);
         self.memory
             .spaces
-            .introduce(space, address, &anchor_page(secret));
+            .fill_anchor(space, address, &anchor_page(secret));
         self.settle_in(pid, space);
         Ok(())
     }
@@ -382,12 +383,14 @@ impl Node {
         let secret = self.spaces.get(&space).map_or(0, |r| r.secret);
         self.memory
             .spaces
-            .introduce(space, address, &anchor_page(secret));
+            .fill_anchor(space, address, &anchor_page(secret));
         if let Some(pid) = local::process_of(thread)
             && local::word_at(pid, address) == Some(secret)
         {
             self.identify(pid, space);
         }
+        // Not before: it may end at once, and nobody would know whose end that was.
+        self.memory.spaces.wake(space, address);
     }
 
     /// A child has said, in one way or another, that an address space is its own.
@@ -419,6 +422,13 @@ impl Node {
     fn on_call(&mut self, from: ConnectionId, theirs: u64, caller: Caller, call: Call, raw: &[u8]) {
         self.counters.calls += 1;
         let id = self.next_id();
+        if let Call::ShmCtl {
+            command: ShmCommand::Stat(_),
+            ..
+        } = call
+        {
+            self.probe();
+        }
         let pending = match call {
             Call::ShmAttach { flags, .. } => {
                 if self.ensure_space(caller.pid).is_none() {
@@ -718,12 +728,18 @@ impl Node {
         self.settle();
     }
 
+    /// Handles the end of every process that has ended.
+    pub(crate) fn reap(&mut self) {
+        while let Some(pid) = self.exits.ended() {
+            self.on_exit(pid);
+        }
+    }
+
     /// A process ended.
-    pub(crate) fn on_exit(&mut self, pid: i32) {
+    fn on_exit(&mut self, pid: i32) {
         let Some(process) = self.processes.remove(&pid) else {
             return;
         };
-        process.watcher.abort();
         let of_process = |c: &Connection| {
             c.caller
                 .as_ref()

@@ -33,6 +33,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use crate::cached::Cached;
+use crate::exits::Exits;
 use crate::local::Socket;
 use crate::memory::{AttachId, Memory, SpaceId};
 use crate::tasks::Timer;
@@ -70,6 +71,7 @@ pub struct Node {
 
     pub(crate) connections: FxHashMap<ConnectionId, Connection>,
     pub(crate) processes: FxHashMap<i32, Process>,
+    pub(crate) exits: Rc<Exits>,
     pub(crate) spaces: FxHashMap<SpaceId, Resident>,
     /// Attaches that were answered and not yet mapped.
     pub(crate) mapping: FxHashMap<AttachId, Attaching>,
@@ -136,8 +138,7 @@ pub struct Connection {
 /// A local process that has ever called.
 pub struct Process {
     pub(crate) id: ProcessId,
-    pub(crate) pidfd: Rc<OwnedFd>,
-    pub(crate) watcher: AbortHandle,
+    pub(crate) pidfd: OwnedFd,
     /// Its address space, if it has (or had) attaches.
     pub(crate) space: Option<SpaceId>,
 }
@@ -190,6 +191,7 @@ impl Node {
         memory: Memory,
         coordinator: Coordinator,
         endpoint: Option<Endpoint>,
+        exits: Exits,
     ) -> Shared {
         Rc::new_cyclic(|this| {
             RefCell::new(Node {
@@ -212,6 +214,7 @@ impl Node {
                 endpoint,
                 connections: FxHashMap::default(),
                 processes: FxHashMap::default(),
+                exits: Rc::new(exits),
                 spaces: FxHashMap::default(),
                 mapping: FxHashMap::default(),
                 unknown: FxHashMap::default(),

@@ -12,6 +12,7 @@
 mod cached;
 mod calls;
 mod daemon;
+mod exits;
 mod local;
 mod memory;
 mod pages;
@@ -37,6 +38,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{LocalSet, spawn_local};
 
 use crate::daemon::{Coordinator, Node};
+use crate::exits::Exits;
 use crate::memory::Memory;
 use crate::start::{Lock, Ready};
 use crate::uffd::Uffd;
@@ -219,6 +221,7 @@ async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
                 memory,
                 coordinator,
                 Some(endpoint.clone()),
+                Exits::new()?,
             );
             spawn_local(tasks::hear_coordinator(Rc::clone(&node), receiver));
             spawn_local(tasks::accept_peers(Rc::clone(&node), endpoint));
@@ -229,6 +232,7 @@ async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
     let timer = Rc::new(tasks::Timer::new()?);
     node.borrow_mut().timer = Some(Rc::clone(&timer));
     spawn_local(tasks::keep_time(Rc::clone(&node), timer));
+    spawn_local(tasks::watch_exits(Rc::clone(&node)));
     spawn_local(tasks::probe(Rc::clone(&node)));
     spawn_local(tasks::accept_local(Rc::clone(&node), Rc::clone(&listener)));
     ready.tell(Ok(()));
@@ -310,6 +314,7 @@ fn embedded(
         memory,
         Coordinator::Embedded(core),
         None,
+        Exits::new()?,
     );
     {
         let mut node = node.borrow_mut();

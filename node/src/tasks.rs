@@ -16,6 +16,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::{AbortHandle, spawn_local};
 
 use crate::daemon::{ConnectionId, Node, Shared};
+use crate::exits::Exits;
 use crate::local::Socket;
 use crate::memory::SpaceId;
 use crate::uffd::Uffd;
@@ -47,7 +48,7 @@ pub fn watch<T: OwnsDescriptor>(descriptor: T) -> io::Result<AsyncFd<T>> {
 pub trait OwnsDescriptor: AsRawFd {}
 impl OwnsDescriptor for OwnedFd {}
 impl OwnsDescriptor for Socket {}
-impl OwnsDescriptor for Rc<OwnedFd> {}
+impl OwnsDescriptor for Rc<Exits> {}
 impl OwnsDescriptor for Rc<Uffd> {}
 
 /// Accepts local processes, for ever.
@@ -119,17 +120,14 @@ pub fn watch_space(node: &Node, space: SpaceId) -> Option<AbortHandle> {
     Some(task.abort_handle())
 }
 
-/// Watches for a process's end.
-pub fn watch_process(node: &Node, pid: i32, pidfd: Rc<OwnedFd>) -> AbortHandle {
-    let node = Weak::clone(&node.this);
-    let task = spawn_local(async move {
-        let Ok(watched) = watch(pidfd) else { return };
-        let ended = watched.readable().await.is_ok();
-        if let Some(node) = node.upgrade().filter(|_| ended) {
-            node.borrow_mut().on_exit(pid);
-        }
-    });
-    task.abort_handle()
+/// Notices the ends of processes, for ever.
+pub async fn watch_exits(node: Shared) -> io::Result<()> {
+    let exits = watch(Rc::clone(&node.borrow().exits))?;
+    loop {
+        // Cleared first: an end that comes while these are handled makes it ready again.
+        exits.readable().await?.clear_ready();
+        node.borrow_mut().reap();
+    }
 }
 
 /// Looks after address spaces whose end nothing reports, for ever.

@@ -89,6 +89,8 @@ struct Message {
 
 const IOC_API: libc::c_ulong = iowr(0x3F, size_of::<ApiArg>());
 const IOC_REGISTER: libc::c_ulong = iowr(0x00, size_of::<Register>());
+/// `UFFDIO_COPY_MODE_DONTWAKE`.
+const COPY_MODE_DONTWAKE: u64 = 1;
 const IOC_WAKE: libc::c_ulong = ior(0x02, size_of::<Range>());
 const IOC_COPY: libc::c_ulong = iowr(0x03, size_of::<Copy>());
 const IOC_ZEROPAGE: libc::c_ulong = iowr(0x04, size_of::<Fill>());
@@ -252,7 +254,7 @@ impl Uffd {
         )
     }
 
-    /// Puts a page's bytes at `address`, atomically, and wakes who waits there.
+    /// Puts a page's bytes at `address`, atomically. Who waits there goes on waiting.
     ///
     /// # Errors
     /// What [`Done`] does not cover, `ENOMEM` say.
@@ -262,7 +264,7 @@ impl Uffd {
             dst: address,
             src: page.as_ptr() as u64,
             len: PAGE_SIZE as u64,
-            mode: 0,
+            mode: COPY_MODE_DONTWAKE,
             copied: 0,
         };
         done(self.ioctl(IOC_COPY, &mut arg))

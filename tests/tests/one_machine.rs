@@ -98,6 +98,11 @@ fn programs_with_an_environment_of_their_own_stay_with_their_parents_objects() {
 }
 
 #[test]
+fn what_an_ended_process_held_is_free_for_who_has_seen_the_end() {
+    run(&mut Solo::new().program("settled")).succeeded();
+}
+
+#[test]
 fn a_daemon_goes_when_nothing_needs_it() {
     let solo = Solo::new();
     let mut process = Process::start(&mut solo.program("sysv"));

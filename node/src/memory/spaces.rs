@@ -303,10 +303,9 @@ impl Spaces {
         self.spaces.get(&space).is_some_and(|s| s.anchor == address)
     }
 
-    /// Fills the anchor page: the process in this address space is known now.
-    pub fn introduce(&mut self, space: SpaceId, address: u64, page: &[u8; PAGE_SIZE]) {
+    /// Fills the anchor page. A thread that waits for it goes on once it is woken.
+    pub fn fill_anchor(&mut self, space: SpaceId, address: u64, page: &[u8; PAGE_SIZE]) {
         self.in_space(space, |uffd| uffd.copy(address, page));
-        self.wake(space, address);
     }
 
     /// Returns when every fork of the address space that is under way has been reported.
@@ -347,7 +346,7 @@ impl Spaces {
     }
 
     /// Wakes who waits for the page at an address.
-    pub(super) fn wake(&self, space: SpaceId, address: u64) {
+    pub fn wake(&self, space: SpaceId, address: u64) {
         if let Some(uffd) = self.spaces.get(&space).and_then(|s| s.uffd.as_ref()) {
             uffd.wake(address, PAGE);
         }
