@@ -8,8 +8,8 @@ use std::fmt::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use migshm_protocol::call::{
-    Answer, Call, Errno, Perm, SemCommand, SemLimits, SemStatus, ShmCommand, ShmLimits, ShmStatus,
-    StatBy,
+    Answer, Call, Errno, MsgCommand, MsgLimits, MsgStatus, Perm, SemCommand, SemLimits, SemStatus,
+    ShmCommand, ShmLimits, ShmStatus, StatBy,
 };
 
 use crate::client::{Session, out_of_step};
@@ -24,6 +24,8 @@ pub enum File {
     Segments,
     /// The table of semaphore sets.
     Sets,
+    /// The table of message queues.
+    Queues,
     Shmmax,
     Shmall,
     Shmmni,
@@ -33,18 +35,26 @@ pub enum File {
     NextId,
     /// Four limits of semaphores.
     Sem,
+    Msgmax,
+    Msgmnb,
+    Msgmni,
 }
 
-const FILES: [(&[u8], File); 9] = [
+const FILES: [(&[u8], File); 14] = [
     (b"/proc/sysvipc/shm", File::Segments),
     (b"/proc/sysvipc/sem", File::Sets),
+    (b"/proc/sysvipc/msg", File::Queues),
     (b"/proc/sys/kernel/shmmax", File::Shmmax),
     (b"/proc/sys/kernel/shmall", File::Shmall),
     (b"/proc/sys/kernel/shmmni", File::Shmmni),
     (b"/proc/sys/kernel/shm_rmid_forced", File::RmidForced),
     (b"/proc/sys/kernel/shm_next_id", File::NextId),
     (b"/proc/sys/kernel/sem_next_id", File::NextId),
+    (b"/proc/sys/kernel/msg_next_id", File::NextId),
     (b"/proc/sys/kernel/sem", File::Sem),
+    (b"/proc/sys/kernel/msgmax", File::Msgmax),
+    (b"/proc/sys/kernel/msgmnb", File::Msgmnb),
+    (b"/proc/sys/kernel/msgmni", File::Msgmni),
 ];
 
 /// The file that a path names, below an open directory, or the current one for `AT_FDCWD`, if it
@@ -75,7 +85,7 @@ pub unsafe fn find(directory: c_int, path: *const c_char) -> Option<File> {
     let last = path.rsplit(|&byte| byte == b'/').next()?;
     let is_named = |file: &[u8]| file.rsplit(|&byte| byte == b'/').next() == Some(last);
     // All of them do; most other files are told from them by that alone.
-    if !last.starts_with(b"s") || !FILES.iter().any(|(file, _)| is_named(file)) {
+    if !matches!(last, [b's' | b'm', ..]) || !FILES.iter().any(|(file, _)| is_named(file)) {
         return None;
     }
     let whole = path_of(directory)?.with(b"/").with(path);
@@ -143,9 +153,13 @@ impl File {
         match self {
             File::Segments => out.segments(&mut session)?,
             File::Sets => out.sets(&mut session)?,
+            File::Queues => out.queues(&mut session)?,
             File::Shmmax => out.line(format_args!("{}", shm_limits(&mut session)?.shmmax))?,
             File::Shmall => out.line(format_args!("{}", shm_limits(&mut session)?.shmall))?,
             File::Shmmni => out.line(format_args!("{}", shm_limits(&mut session)?.shmmni))?,
+            File::Msgmax => out.line(format_args!("{}", msg_limits(&mut session)?.msgmax))?,
+            File::Msgmnb => out.line(format_args!("{}", msg_limits(&mut session)?.msgmnb))?,
+            File::Msgmni => out.line(format_args!("{}", msg_limits(&mut session)?.msgmni))?,
             File::RmidForced => out.line(format_args!("0"))?,
             File::NextId => out.line(format_args!("-1"))?,
             File::Sem => {
@@ -272,6 +286,51 @@ impl Out {
             "{key:>10} {id:>10}  {mode:>4o} {nsems:>10} {uid:>5} {gid:>5} {cuid:>5} {cgid:>5} {otime:>10} {ctime:>10}"
         ))
     }
+
+    fn queues(&self, session: &mut Session) -> Result<(), Errno> {
+        self.line(format_args!("{MSG_HEADING}"))?;
+        let highest = match msg(session, 0, MsgCommand::Usage)? {
+            Answer::MsgLimits(limits) => limits.highest,
+            _ => return Err(out_of_step()),
+        };
+        for index in 0..=highest {
+            match msg(session, index, MsgCommand::Stat(StatBy::Any)) {
+                Ok(Answer::Queue(status)) => self.queue(status)?,
+                Ok(_) => return Err(out_of_step()),
+                // No queue has this index.
+                Err(Errno::EINVAL) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+
+    fn queue(&self, status: MsgStatus) -> Result<(), Errno> {
+        let MsgStatus {
+            id,
+            perm,
+            stime,
+            rtime,
+            ctime,
+            cbytes,
+            qnum,
+            qbytes: _,
+            lspid,
+            lrpid,
+        } = status;
+        let Perm {
+            key,
+            uid,
+            gid,
+            cuid,
+            cgid,
+            mode,
+            seq: _,
+        } = perm;
+        self.line(format_args!(
+            "{key:>10} {id:>10}  {mode:>4o}  {cbytes:>10} {qnum:>10} {lspid:>5} {lrpid:>5} {uid:>5} {gid:>5} {cuid:>5} {cgid:>5} {stime:>10} {rtime:>10} {ctime:>10}"
+        ))
+    }
 }
 
 fn shm(session: &mut Session, id: i32, command: ShmCommand) -> Result<Answer, Errno> {
@@ -289,6 +348,17 @@ fn sem(session: &mut Session, id: i32, command: SemCommand) -> Result<Answer, Er
     session.call(Call::SemCtl { id, command }, Raw::NONE)
 }
 
+fn msg(session: &mut Session, id: i32, command: MsgCommand) -> Result<Answer, Errno> {
+    session.call(Call::MsgCtl { id, command }, Raw::NONE)
+}
+
+fn msg_limits(session: &mut Session) -> Result<MsgLimits, Errno> {
+    match msg(session, 0, MsgCommand::Limits)? {
+        Answer::MsgLimits(limits) => Ok(limits),
+        _ => Err(out_of_step()),
+    }
+}
+
 /// Bytes of a line, and a NUL.
 const LINE: usize = 256;
 /// Bytes of a path that is looked at; those of the files are shorter.
@@ -297,6 +367,7 @@ const PATH: usize = 64;
 const SHM_HEADING: &str = "       key      shmid perms                  size  cpid  lpid nattch   uid   gid  cuid  cgid      atime      dtime      ctime                   rss                  swap";
 const SEM_HEADING: &str =
     "       key      semid perms      nsems   uid   gid  cuid  cgid      otime      ctime";
+const MSG_HEADING: &str = "       key      msqid perms      cbytes       qnum lspid lrpid   uid   gid  cuid  cgid      stime      rtime      ctime";
 
 #[cfg(test)]
 mod tests {
@@ -306,7 +377,7 @@ mod tests {
     fn all_names_begin_as_the_search_presumes() {
         for (path, _) in FILES {
             let name = path.rsplit(|&byte| byte == b'/').next().unwrap();
-            assert!(name.starts_with(b"s") && path.len() < PATH);
+            assert!(matches!(name, [b's' | b'm', ..]) && path.len() < PATH);
         }
     }
 

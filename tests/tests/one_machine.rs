@@ -229,10 +229,10 @@ fn the_files_of_proc_are_those_of_the_kernel_with_our_objects() {
     if !is_root_for("a private IPC namespace") {
         return;
     }
-    let script = r#"printf 'segment 1 4096\nsegment 2 100\nsemaphore 1\n' | "$0" >/dev/null
-        cat /proc/sysvipc/shm /proc/sysvipc/sem | sed -E 's/[0-9]+/N/g; s/ +/ /g'
-        cat /proc/sysvipc/shm | head -1; head -1 /proc/sysvipc/sem
-        cd /proc/sys/kernel; tail -n 1 shmmax shmall shmmni sem shm_rmid_forced"#;
+    let script = r#"printf 'segment 1 4096\nsegment 2 100\nsemaphore 1\nqueue 1\nsend 1\n' | "$0" >/dev/null
+        cd /proc/sysvipc; cat shm sem msg | sed -E 's/[0-9]+/N/g; s/ +/ /g'
+        cat /proc/sysvipc/shm | head -1; head -n 1 sem msg
+        cd /proc/sys/kernel; tail -n 1 shmmax shmall shmmni sem msgmax msgmnb msgmni shm_rmid_forced"#;
     let shown = |command: &mut Command| {
         let command = command.args(["--ipc", "sh", "-c", script]);
         run(command.arg(program("sysv"))).succeeded().stdout
@@ -240,5 +240,5 @@ fn the_files_of_proc_are_those_of_the_kernel_with_our_objects() {
     let solo = Solo::new();
     let ours = shown(&mut solo.preloaded("unshare"));
     assert_eq!(ours, shown(&mut command("unshare")));
-    assert_eq!(ours.lines().count(), 5 + 2 + 14, "{ours}");
+    assert_eq!(ours.lines().count(), 7 + 6 + 23, "{ours}");
 }
