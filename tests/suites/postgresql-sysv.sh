@@ -30,7 +30,6 @@ regress() {
     mkdir -m 777 "$name"
     # It runs in the build's folder in `make check`, and writes there.
     cp -r "$cache/built/src/test/$name/." "$name"
-    [ "$name" = regress ] || mkdir -p regress
     chown -R nobody:nogroup "$name"
     (cd "$name" && as_user "$@") >"$name.log" 2>&1
     check "$name end" test $? -eq 0
@@ -38,9 +37,9 @@ regress() {
     # "test NAME ... ok  12 ms", "     NAME ... FAILED  12 ms"
     awk -v name="$name" -v results="$SUITE_RESULTS" '
         / \.\.\. +(ok|FAILED|failed)/ {
-            case = $1 == "test" ? $2 : $1
+            test = $1 == "test" ? $2 : $1
             status = / \.\.\. +ok/ ? "pass" : "fail"
-            printf "%s\t%s %s\n", status, name, case >>results
+            printf "%s\t%s %s\n", status, name, test >>results
         }' "$name.log"
     [ ! -f "$name/regression.diffs" ] || cat "$name/regression.diffs"
     [ ! -f "$name/output_iso/regression.diffs" ] || cat "$name/output_iso/regression.diffs"
