@@ -5,7 +5,8 @@
  *
  * A controller gives one step at a time to a worker and waits until it is done, or until the
  * semaphore set says that the worker waits there. Who went on because of a step is known from the
- * set's counts too, so nothing depends on time. With NODES, worker k runs on node k modulo NODES of
+ * set's counts too, so nothing depends on time. Nobody waits at a message queue: who does so is not to
+ * be seen, and who goes on is chance. With NODES, worker k runs on node k modulo NODES of
  * the lab that the environment names.
  */
 #include <errno.h>
@@ -21,6 +22,7 @@
 #include <string.h>
 #include <sys/ipc.h>
 #include <sys/mman.h>
+#include <sys/msg.h>
 #include <sys/sem.h>
 #include <sys/shm.h>
 #include <sys/wait.h>
@@ -31,6 +33,12 @@
 #endif
 #ifndef SEM_STAT_ANY
 #define SEM_STAT_ANY 20
+#endif
+#ifndef MSG_STAT_ANY
+#define MSG_STAT_ANY 13
+#endif
+#ifndef MSG_COPY
+#define MSG_COPY 040000
 #endif
 
 enum { WORKERS = 5, KEYS = 3, PLACES = 6, SEMS = 3, PAGE = 4096, TEXT = 1024, LIFE = 300 /* s */ };
@@ -57,7 +65,7 @@ struct done {
 
 enum what {
     SHMGET, SHMAT, SHMDT, SHMCTL, PEEK, POKE, PROTECT, UNMAP, ADVISE, REMAP, PIPE_IN, PIPE_OUT, MAPS,
-    CHILD, SEMGET, SEMOP, SEMCTL, WHATS
+    CHILD, SEMGET, SEMOP, SEMCTL, MSGGET, MSGSND, MSGRCV, MSGCTL, WHATS
 };
 
 static uint64_t random_state;
@@ -249,6 +257,70 @@ static void do_semop(int id, long shape, long count)
     say_result(semop(id, count == 9 ? NULL : ops, (size_t)count));
 }
 
+/* Room for the largest message and one byte too many. */
+static struct {
+    long type;
+    unsigned char text[8193];
+} message;
+
+/* Where a message is: in the worker's own memory, nowhere, or in the arena. */
+static void *message_at(long place)
+{
+    return place == -1 ? (void *)&message : place == -2 ? NULL : ARENA + place;
+}
+
+static void do_msgsnd(int id, long type, size_t size, long place)
+{
+    message.type = type;
+    for (size_t k = 0; k < size && k < sizeof message.text; k++)
+        message.text[k] = (unsigned char)(type * 31 + (long)k * 7);
+    say_result(msgsnd(id, message_at(place), size, IPC_NOWAIT));
+}
+
+static void do_msgrcv(int id, long type, size_t size, long flags_and_place)
+{
+    long place = flags_and_place >> 16;
+    memset(&message, 0, sizeof message);
+    long result = msgrcv(id, message_at(place), size, type, IPC_NOWAIT | (int)(flags_and_place & 0xffff));
+    say_result(result);
+    unsigned long sum = 0;
+    for (size_t k = 0; k < sizeof message.text; k++)
+        sum = sum * 131 + message.text[k];
+    say(" type %ld sum %lx", message.type, sum);
+}
+
+static void do_msgctl(int id, int command, long argument)
+{
+    union {
+        struct msqid_ds status;
+        struct msginfo limits;
+    } buffer;
+    memset(&buffer, 0, sizeof buffer);
+    if (command == IPC_SET) {
+        static const unsigned long sizes[] = {16384, 16384, 100, 0, 16385, 1UL << 32, 0xffffffff, -1UL};
+        buffer.status.msg_perm.mode = (unsigned short)(argument & 0777);
+        buffer.status.msg_perm.uid = (uid_t)(argument >> 9 & 3) + 1000;
+        buffer.status.msg_perm.gid = (gid_t)(argument >> 11 & 3) + 1000;
+        buffer.status.msg_qbytes = sizes[argument >> 13 & 7];
+    }
+    long result = msgctl(id, command, argument == -1 ? NULL : &buffer.status);
+    say_result(result);
+    if (result == -1 || argument == -1)
+        return;
+    if (command == IPC_STAT || command == MSG_STAT || command == MSG_STAT_ANY) {
+        struct msqid_ds *s = &buffer.status;
+        say_perm(&s->msg_perm);
+        say(" qnum %lu cbytes %lu qbytes %lx", s->msg_qnum, s->__msg_cbytes, s->msg_qbytes);
+        say(" lspid %s", who(s->msg_lspid));
+        say(" lrpid %s stime %d rtime %d ctime %d", who(s->msg_lrpid), s->msg_stime != 0,
+            s->msg_rtime != 0, s->msg_ctime != 0);
+    } else if (command == IPC_INFO || command == MSG_INFO) {
+        struct msginfo *l = &buffer.limits;
+        say(" %d %d %d %d %d %d %d %d", l->msgpool, l->msgmap, l->msgmax, l->msgmnb, l->msgmni, l->msgssz,
+            l->msgtql, l->msgseg);
+    }
+}
+
 /* The arena's mappings, as ranges with permissions. */
 static void say_maps(void)
 {
@@ -373,6 +445,18 @@ static void do_step(const struct step *s)
         break;
     case SEMCTL:
         do_semctl((int)s->a, (int)s->b, (int)s->c, s->d);
+        break;
+    case MSGGET:
+        say_result(msgget((key_t)s->a, (int)s->b));
+        break;
+    case MSGSND:
+        do_msgsnd((int)s->a, s->b, (size_t)s->c, s->d);
+        break;
+    case MSGRCV:
+        do_msgrcv((int)s->a, s->b, (size_t)s->c, s->d);
+        break;
+    case MSGCTL:
+        do_msgctl((int)s->a, (int)s->b, s->c);
         break;
     case WHATS:
         break;
@@ -525,7 +609,7 @@ static void settle(int also)
 }
 
 /* Ids that were given out last. */
-static long ids[2][4];
+static long ids[3][4];
 
 /* An id of a kind, seldom one that never was. */
 static long any_id(long kind)
@@ -544,11 +628,18 @@ static long any_offset(void)
     return any_place() + below(4) * PAGE;
 }
 
+/* Mostly memory of the worker's own; seldom none, or that of a segment, which may end there. */
+static long any_message_place(void)
+{
+    return one_in(8) ? PICK(-2, any_offset(), any_offset() + 4088) : -1;
+}
+
 static struct step random_step(void)
 {
     struct step s = {.what = (int)PICK(SHMGET, SHMGET, SHMAT, SHMAT, SHMAT, SHMDT, SHMCTL, SHMCTL, PEEK, PEEK,
                                        POKE, POKE, PROTECT, UNMAP, ADVISE, REMAP, PIPE_IN, PIPE_OUT, MAPS, CHILD,
-                                       SEMGET, SEMOP, SEMOP, SEMOP, SEMCTL, SEMCTL)};
+                                       SEMGET, SEMOP, SEMOP, SEMOP, SEMCTL, SEMCTL, MSGGET, MSGSND, MSGSND,
+                                       MSGRCV, MSGRCV, MSGCTL)};
     switch ((enum what)s.what) {
     case SHMGET:
         s.a = one_in(8) ? 0 : 1 + below(KEYS);
@@ -629,6 +720,29 @@ static struct step random_step(void)
               : s.c == IPC_SET ? below(1 << 13) | 0600
                                : 0;
         break;
+    case MSGGET:
+        s.a = one_in(8) ? 0 : 1 + below(KEYS);
+        s.b = PICK(0, 0600, 0666, 0444, 01000, 01600, 01666, 01666, 01666, 01644, 03666);
+        break;
+    case MSGSND:
+        s.a = any_id(2);
+        s.b = PICK(1, 2, 3, 4, 4, 0, -1, INT64_MAX);
+        s.c = PICK(0, 1, 20, 100, 100, 3000, 8192, 8193, -1);
+        s.d = any_message_place();
+        break;
+    case MSGRCV:
+        s.a = any_id(2);
+        s.b = PICK(0, 0, 1, 2, -2, -3, -1, 4, INT64_MIN);
+        s.c = PICK(0, 19, 100, 8192, 8192, 8192, INT64_MAX, -1);
+        s.d = any_message_place() * 65536 + PICK(0, 0, MSG_NOERROR, MSG_EXCEPT, MSG_NOERROR | MSG_EXCEPT, MSG_COPY,
+                                                 MSG_COPY | MSG_NOERROR, MSG_COPY | MSG_EXCEPT);
+        break;
+    case MSGCTL:
+        s.a = any_id(2);
+        s.b = one_in(12) ? PICK(IPC_RMID, 77)
+                         : PICK(IPC_STAT, IPC_STAT, IPC_STAT, MSG_STAT, MSG_STAT_ANY, IPC_SET, IPC_INFO, MSG_INFO);
+        s.c = s.b == IPC_SET ? below(1 << 16) | 0600 : one_in(20) && s.b != IPC_INFO && s.b != MSG_INFO ? -1 : 0;
+        break;
     default:
         break;
     }
@@ -643,7 +757,8 @@ int main(int argc, char **argv)
         return 2;
     static const char *const names[] = {"shmget",  "shmat",   "shmdt",    "shmctl",    "peek", "poke",
                                         "mprotect", "munmap",  "madvise",  "mremap",    "pipe in", "pipe out",
-                                        "maps",    "child",   "semget",   "semop",     "semctl"};
+                                        "maps",    "child",   "semget",   "semop",     "semctl", "msgget", "msgsnd",
+                                        "msgrcv",  "msgctl"};
     uint64_t seed = strtoull(argv[1], NULL, 0);
     in_parts = seed % 2 == 0;
     long steps = atol(argv[2]);
@@ -681,8 +796,8 @@ int main(int argc, char **argv)
             printf("waits");
         } else {
             long result = print_done(worker);
-            if (s.what == SHMGET || s.what == SEMGET)
-                ids[s.what == SEMGET][below(4)] = result;
+            if (s.what == SHMGET || s.what == SEMGET || s.what == MSGGET)
+                ids[s.what == SHMGET ? 0 : s.what == SEMGET ? 1 : 2][below(4)] = result;
         }
         printf("\n");
         settle(-1);
