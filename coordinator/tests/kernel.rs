@@ -372,7 +372,8 @@ fn message_action() -> impl Strategy<Value = Action> {
     ];
     let wanted = prop_oneof![20 => -4..5i64, 1 => Just(i64::MIN), 1 => Just(i64::MAX)];
     let wait = || prop_oneof![2 => Just(0), 1 => Just(0o4000)];
-    let copy = prop_oneof![4 => Just(0), 1 => Just(0o40_000)];
+    // Most copies do not wait, as they must not.
+    let copy = prop_oneof![12 => Just(0), 3 => Just(0o44_000), 1 => Just(0o40_000)];
     let flags = (receive_flags(), wait(), copy).prop_map(|(how, wait, copy)| how | wait | copy);
     prop_oneof![
         8 => (key(), get_flags()).prop_map(|(key, flags)| Action::MsgGet { key, flags }),
