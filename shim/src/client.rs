@@ -8,9 +8,8 @@
 //! # Interruption
 //!
 //! A wait that a signal handler interrupts makes an interruptible call send `Cancel` and go on
-//! waiting: the daemon's answer alone says whether the operation took place. A handler that runs
-//! after the request was sent but before the wait began interrupts nothing, as one that runs just
-//! before a `semop` does not.
+//! waiting: the daemon's answer alone says whether the operation took place. Signals are blocked
+//! from before the request is sent until the wait begins, so that none goes unnoticed in between.
 
 use std::os::fd::OwnedFd;
 
@@ -156,12 +155,11 @@ impl Session {
     /// Waits for the reply to request `id`; earlier requests' replies are dropped. Always waits
     /// until the daemon has answered, whatever the patience: that ends in a `Cancel` that speeds
     /// the answer up.
-    pub fn reply(&self, id: u64, patience: Patience) -> Result<Reply, Errno> {
-        let mut patience = patience;
+    pub fn reply(&self, id: u64, mut patience: Patience) -> Result<Reply, Errno> {
         loop {
             let received = self
                 .connection
-                .wait(patience)
+                .wait(&patience)
                 .and_then(|()| self.connection.receive(0));
             let failure = match received {
                 Ok((reply, _)) if replies_to(&reply.message) == Some(id) => {
@@ -177,13 +175,12 @@ impl Session {
 
     /// After a wait that failed: if it only ended early, there is patience for another.
     fn bear(&self, failure: Failure, id: u64, patience: &mut Patience) -> Result<(), Errno> {
-        match (failure, *patience) {
-            (Failure::Errno(errno @ (Errno::EINTR | Errno::EAGAIN)), Patience::Until(_))
-            | (Failure::Errno(errno @ Errno::EINTR), Patience::UntilSignal) => {
+        match (failure, &patience) {
+            (Failure::Errno(Errno::EINTR), Patience::Endless) => Ok(()),
+            (Failure::Errno(errno), Patience::UntilHandler(_) | Patience::UntilSignal(..)) => {
                 *patience = Patience::Endless;
                 self.tell(&ToNode::Cancel { id, errno }, Raw::NONE, None)
             }
-            (Failure::Errno(Errno::EINTR | Errno::EAGAIN), _) => Ok(()),
             (failure, _) => Err(failure.into_errno()),
         }
     }
@@ -193,14 +190,18 @@ impl Session {
     ///
     /// # Errors
     /// `EFAULT` if it cannot be written to.
-    pub fn outcome_at(&self, id: u64, patience: Patience, address: usize) -> Result<Answer, Errno> {
-        let mut patience = patience;
+    pub fn outcome_at(
+        &self,
+        id: u64,
+        mut patience: Patience,
+        address: usize,
+    ) -> Result<Answer, Errno> {
         loop {
             // The message's length is unknown until it is decoded: peek, then receive it with
             // the raw bytes going where they belong.
             let peeked = self
                 .connection
-                .wait(patience)
+                .wait(&patience)
                 .and_then(|()| self.connection.receive(libc::MSG_PEEK));
             let (reply, length) = match peeked {
                 Ok(peeked) => peeked,

@@ -1,9 +1,8 @@
 //! A connection to the daemon: messages with raw bytes and descriptors, one packet each.
 //!
-//! The socket has a receive timeout, whose length means nothing: with one set, the kernel never
-//! restarts a receive after a signal handler, whatever `SA_RESTART` says (signal(7)) - the rule
-//! of semop(2). A timed call waits in `ppoll`, which keeps time more exactly and is not restarted
-//! either.
+//! A call that a signal may interrupt waits in `epoll_pwait2` or `ppoll` rather than in `recvmsg`:
+//! they let signals in that have been blocked since before the request was sent, and the kernel
+//! never restarts them after a handler, whatever `SA_RESTART` says (signal(7)).
 //!
 //! Raw bytes travel straight between the socket and the program's memory: the kernel checks the
 //! addresses, so a bad one is `EFAULT` and no crash, and nothing is copied twice.
@@ -12,7 +11,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
 
-use libc::{c_int, c_void, iovec, msghdr, timespec};
+use libc::{c_int, iovec, msghdr, timespec};
 use migshm_protocol::call::Errno;
 use migshm_protocol::codec;
 use migshm_protocol::local::{FromNode, LOCAL_VERSION, ToNode};
@@ -22,7 +21,7 @@ use crate::client::out_of_step;
 use crate::complain::complain;
 use crate::process::{self, Wiped};
 use crate::start::{self, Absent};
-use crate::sys;
+use crate::sys::{self, SignalsBlocked};
 
 /// Room for any message, without the raw bytes after it.
 const MESSAGE_MAX: usize = 512;
@@ -57,15 +56,16 @@ impl Raw {
     };
 }
 
-/// What ends the wait for an answer early.
-#[derive(Clone, Copy)]
+/// What ends the wait for an answer early. The signals are blocked since before the request was
+/// sent; the wait lets them in, and so does its end.
 pub enum Patience {
     /// Nothing.
     Endless,
-    /// A signal handler.
-    UntilSignal,
-    /// A signal handler, or this time on the monotonic clock.
-    Until(timespec),
+    /// A signal handler, as for msgsnd(2).
+    UntilHandler(SignalsBlocked),
+    /// A signal handler or a continuation after a stop, as for semop(2); or this time on the
+    /// monotonic clock.
+    UntilSignal(SignalsBlocked, Option<timespec>),
 }
 
 /// A message from the daemon and the descriptor that came with it.
@@ -96,7 +96,6 @@ impl Connection {
             let user = effective_user();
             let socket = sys::move_high(start::connect(absent)?);
             let fd = socket.as_raw_fd();
-            set_receive_timeout(fd)?;
             let identity = sys::identity(fd).ok_or(Errno::ENOSYS)?;
             let connection = Connection {
                 fd,
@@ -194,29 +193,29 @@ impl Connection {
         }
     }
 
-    /// Waits for a timed call's answer; the others wait in [`Connection::receive`].
-    pub fn wait(&self, patience: Patience) -> Result<(), Failure> {
-        let Patience::Until(deadline) = patience else {
-            return Ok(());
+    /// Waits for an interruptible call's answer; the others wait in [`Connection::receive`].
+    ///
+    /// # Errors
+    /// `EINTR`, or `EAGAIN` if the time is up.
+    pub fn wait(&self, patience: &Patience) -> Result<(), Failure> {
+        let ready = match patience {
+            Patience::Endless => return Ok(()),
+            Patience::UntilHandler(signals) => sys::poll(self.fd, None, signals),
+            // The kernel restarts `ppoll` after a stop that no handler saw, `epoll_pwait2` never.
+            Patience::UntilSignal(signals, deadline) => {
+                let timeout = deadline.map(remaining);
+                match sys::epoll_of(self.fd) {
+                    Ok(epoll) => {
+                        let ready = sys::epoll_wait(&epoll, timeout, signals);
+                        sys::close(epoll);
+                        ready
+                    }
+                    // The program has as many descriptors open as it may.
+                    Err(_) => sys::poll(self.fd, timeout, signals),
+                }
+            }
         };
-        let remaining = remaining(deadline);
-        let mut poll = libc::pollfd {
-            fd: self.fd,
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        // SAFETY: valid pointers; no signal mask. Not libc's ppoll, a cancellation point.
-        let ready = unsafe {
-            libc::syscall(
-                libc::SYS_ppoll,
-                &raw mut poll,
-                1_usize,
-                &raw const remaining,
-                ptr::null::<c_void>(),
-                0_usize,
-            )
-        };
-        match sys::check(ready)? {
+        match ready? {
             0 => Err(Failure::Errno(Errno::EAGAIN)),
             _ => Ok(()),
         }
@@ -259,7 +258,7 @@ impl Connection {
         loop {
             match self.receive(0) {
                 Ok((reply, _)) => return Ok(reply),
-                Err(Failure::Errno(Errno::EINTR | Errno::EAGAIN)) => {}
+                Err(Failure::Errno(Errno::EINTR)) => {}
                 Err(failure) => return Err(failure),
             }
         }
@@ -354,21 +353,6 @@ fn lost_or(errno: Errno) -> Failure {
 fn effective_user() -> (u32, u32) {
     // SAFETY: no preconditions.
     unsafe { (libc::geteuid(), libc::getegid()) }
-}
-
-/// Any receive timeout will do; see the module's comment.
-fn set_receive_timeout(fd: RawFd) -> Result<(), Errno> {
-    let day = libc::timeval {
-        tv_sec: 24 * 60 * 60,
-        tv_usec: 0,
-    };
-    let (value, length) = (
-        (&raw const day).cast(),
-        size_of::<libc::timeval>() as libc::socklen_t,
-    );
-    // SAFETY: a valid value of the option's type.
-    sys::check(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, value, length) })
-        .map(drop)
 }
 
 /// Time until `deadline`, zero if it is past.

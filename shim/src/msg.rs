@@ -10,7 +10,8 @@ use migshm_protocol::local::ToNode;
 use crate::client::{self, Session, out_of_step};
 use crate::connection::{Patience, Raw};
 use crate::convert::{self, MsqidDs};
-use crate::{process, sys};
+use crate::process;
+use crate::sys::{self, SignalsBlocked};
 
 /// Flag of `msgrcv` that libc's crate lacks.
 const MSG_COPY: c_int = 0o40000;
@@ -32,9 +33,10 @@ pub fn send(id: c_int, message: usize, size: usize, flags: c_int) -> Result<isiz
         address: message,
         length: MSG_TYPE_SIZE + size,
     };
+    let signals = SignalsBlocked::new();
     let call = Call::MsgSend { id, flags };
     session.request(&ToNode::Call { id: request, call }, message)?;
-    convert::value(session.outcome(request, Patience::UntilSignal)?)
+    convert::value(session.outcome(request, Patience::UntilHandler(signals))?)
 }
 
 /// `msgrcv(2)`. As in Linux, a message that cannot be written to where it should go is lost.
@@ -56,6 +58,7 @@ pub fn receive(
     }
     let mut session = Session::begin()?;
     let request = process::request_id();
+    let signals = SignalsBlocked::new();
     let call = Call::MsgReceive {
         id,
         size: size as u64,
@@ -63,7 +66,7 @@ pub fn receive(
         flags,
     };
     session.request(&ToNode::Call { id: request, call }, Raw::NONE)?;
-    match session.outcome_at(request, Patience::UntilSignal, message)? {
+    match session.outcome_at(request, Patience::UntilHandler(signals), message)? {
         Answer::Message(length) => Ok(length as isize),
         _ => Err(out_of_step()),
     }

@@ -10,7 +10,8 @@ use migshm_protocol::local::ToNode;
 use crate::client::{self, Session, out_of_step};
 use crate::connection::{Patience, Raw};
 use crate::convert::{self, SemidDs};
-use crate::{process, sys};
+use crate::process;
+use crate::sys::{self, SignalsBlocked};
 
 /// `semget(2)`.
 pub fn get(key: i32, count: c_int, flags: c_int) -> Result<isize, Errno> {
@@ -30,9 +31,8 @@ pub fn operate(id: c_int, operations: usize, count: usize, timeout: usize) -> Re
     if count == 0 {
         return Err(Errno::EINVAL);
     }
-    let patience = timeout.map_or(Ok(Patience::UntilSignal), deadline);
-    let patience = match patience {
-        Ok(patience) if id >= 0 => patience,
+    let deadline = match timeout.map(deadline).transpose() {
+        Ok(deadline) if id >= 0 => deadline,
         _ => {
             // The kernel reads the operations before it looks at these.
             for operation in 0..count {
@@ -47,14 +47,10 @@ pub fn operate(id: c_int, operations: usize, count: usize, timeout: usize) -> Re
         address: operations,
         length: count * SemBuf::SIZE,
     };
-    session.request(
-        &ToNode::Call {
-            id: request,
-            call: Call::SemOp { id },
-        },
-        operations,
-    )?;
-    convert::value(session.outcome(request, patience)?)
+    let signals = SignalsBlocked::new();
+    let call = Call::SemOp { id };
+    session.request(&ToNode::Call { id: request, call }, operations)?;
+    convert::value(session.outcome(request, Patience::UntilSignal(signals, deadline))?)
 }
 
 /// `semctl(2)`. `argument` is the register that holds the union: an int, a pointer, or nothing.
@@ -129,18 +125,18 @@ fn set_values(id: c_int, array: usize) -> Result<isize, Errno> {
 }
 
 /// The end of a timeout that begins now.
-fn deadline(timeout: timespec) -> Result<Patience, Errno> {
+fn deadline(timeout: timespec) -> Result<timespec, Errno> {
     const NANOSECONDS: i64 = 1_000_000_000;
     if timeout.tv_sec < 0 || !(0..NANOSECONDS).contains(&timeout.tv_nsec) {
         return Err(Errno::EINVAL);
     }
     let now = sys::monotonic();
     let nanoseconds = now.tv_nsec + timeout.tv_nsec;
-    Ok(Patience::Until(timespec {
+    Ok(timespec {
         tv_sec: now
             .tv_sec
             .saturating_add(timeout.tv_sec)
             .saturating_add(nanoseconds / NANOSECONDS),
         tv_nsec: nanoseconds % NANOSECONDS,
-    }))
+    })
 }

@@ -59,9 +59,12 @@ pub fn attach(id: c_int, address: usize, flags: c_int) -> Result<isize, Errno> {
         address,
     };
     // No descriptor comes if the process has as many open as it may.
-    let memory = descriptor.ok_or(Errno::ENOMEM);
-    let mapping = match memory.and_then(|memory| Mapping::make(place, &attachment, &memory, flags))
-    {
+    let mapping = descriptor.ok_or(Errno::ENOMEM).and_then(|memory| {
+        let mapping = Mapping::make(place, &attachment, &memory, flags);
+        sys::close(memory);
+        mapping
+    });
+    let mapping = match mapping {
         Ok(mapping) => mapping,
         Err(errno) => {
             session.tell(&mapped(0), Raw::NONE, None)?;

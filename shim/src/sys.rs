@@ -1,8 +1,8 @@
 //! System calls and libc functions that need more than a line to use.
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_long, c_void};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use migshm_protocol::call::Errno;
@@ -246,6 +246,79 @@ impl Drop for SignalsBlocked {
         // SAFETY: restores the mask that was saved.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, ptr::null_mut()) };
     }
+}
+
+/// The size of the kernel's signal sets, which are smaller than libc's.
+const KERNEL_SIGSET_SIZE: usize = size_of::<u64>();
+
+/// Closes a descriptor. Not libc's function, which is a cancellation point.
+pub fn close(descriptor: OwnedFd) {
+    // SAFETY: nobody else has the descriptor.
+    unsafe { libc::syscall(libc::SYS_close, descriptor.into_raw_fd()) };
+}
+
+/// Waits until a descriptor can be read, a handler of a signal runs that was not blocked before, or
+/// the timeout is over, when it gives 0. Not libc's function, which is a cancellation point.
+pub fn poll(
+    fd: RawFd,
+    mut timeout: Option<libc::timespec>,
+    signals: &SignalsBlocked,
+) -> Result<c_long, Errno> {
+    let mut poll = libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: valid pointers; the kernel reads as much of the mask as it is told.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_ppoll,
+            &raw mut poll,
+            1_usize,
+            pointer_to(&mut timeout),
+            &raw const signals.0,
+            KERNEL_SIGSET_SIZE,
+        )
+    })
+}
+
+/// An epoll descriptor that says when `fd` can be read.
+pub fn epoll_of(fd: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: takes its argument by value.
+    let epoll = own(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
+    let mut event = libc::epoll_event {
+        events: libc::EPOLLIN as u32,
+        u64: 0,
+    };
+    // SAFETY: `event` is only read.
+    check(unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &mut event) })?;
+    Ok(epoll)
+}
+
+/// As [`poll`], of what an epoll descriptor watches; a stop and continuation end the wait too, with
+/// `EINTR`.
+pub fn epoll_wait(
+    epoll: &OwnedFd,
+    mut timeout: Option<libc::timespec>,
+    signals: &SignalsBlocked,
+) -> Result<c_long, Errno> {
+    let mut event = MaybeUninit::<libc::epoll_event>::uninit();
+    // SAFETY: as in `poll`.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_epoll_pwait2,
+            epoll.as_raw_fd(),
+            event.as_mut_ptr(),
+            1_usize,
+            pointer_to(&mut timeout),
+            &raw const signals.0,
+            KERNEL_SIGSET_SIZE,
+        )
+    })
+}
+
+fn pointer_to<T>(value: &mut Option<T>) -> *mut T {
+    value.as_mut().map_or(ptr::null_mut(), ptr::from_mut)
 }
 
 /// No cancellation of this thread until dropped: `pthread_cancel` would unwind through us.

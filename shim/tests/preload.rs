@@ -71,6 +71,13 @@ fn blocked_operations_end_by_signals_and_timeouts_as_in_linux() {
 }
 
 #[test]
+fn a_signal_ends_a_blocked_operation_at_whatever_instant_it_comes() {
+    let place = Place::new();
+    let _node = FakeNode::start(place.dir(), Script::default());
+    succeeds(&mut place.command(&compile("signals.c", &[])), "signals");
+}
+
+#[test]
 fn a_program_may_close_or_reuse_all_descriptors() {
     let place = Place::new();
     let _node = FakeNode::start(place.dir(), Script::default());

@@ -18,6 +18,7 @@ enum {
     WINS = 3,      /* until it is cancelled, but then it has been done */
     DIES = 4,      /* the daemon hangs up */
     STALE = 5,     /* the answer to an earlier call comes first */
+    RAISES = 6,    /* until it is cancelled; SIGUSR1 comes as soon as the daemon knows of it */
 };
 
 /* The largest message, and the type of every one received. */

@@ -29,6 +29,7 @@ const BLOCKS: i32 = 2;
 const WINS: i32 = 3;
 const DIES: i32 = 4;
 const STALE: i32 = 5;
+const RAISES: i32 = 6;
 
 /// Size of every segment, deliberately not whole pages.
 const SIZE: u64 = 3 * 4096 - 1;
@@ -242,6 +243,13 @@ fn serve(socket: &OwnedFd, connection: usize, script: Script, state: &Arc<Mutex<
                     },
                 ..
             } => {}
+            ToNode::Call {
+                call: Call::SemOp { id: RAISES } | Call::MsgReceive { id: RAISES, .. },
+                ..
+            } => {
+                // SAFETY: plain numbers.
+                unsafe { libc::kill(pid, libc::SIGUSR1) };
+            }
             ToNode::Call { id, call } => {
                 if call == (Call::SemOp { id: STALE }) {
                     send(
