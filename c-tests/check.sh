@@ -103,8 +103,7 @@ while [ $round -lt "$repeat" ]; do
     check post 4 --messages "$(n 5000)"
     check post 4 --messages "$(n 5000)" --interrupt
     check pingpong 2 --rounds "$(n 5000)"
-    # A cluster refuses to attach a segment that the process may not write.
-    check basic 2 ${MIGSHM_LAB_NODES:+--no-readers}
+    check basic 2
     check fork 2
     check kernelio 2
     check bigseg 4 --mib 16 --ops "$(n 5000)"

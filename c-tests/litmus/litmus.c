@@ -20,6 +20,9 @@
  * A location holds epoch * VALUES + value, the epoch being new for each batch: a value of another
  * epoch is a stale read, which is never allowed.
  *
+ * --readers lets all loads of a test go through a second attach, made as a user who may only read:
+ * needs root. Two such users take turns over the ranks.
+ *
  * --broken gives each rank a private copy of the batch, refreshed now and then, and so must fail:
  * it shows that the judge can.
  */
@@ -29,6 +32,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/shm.h>
+#include <unistd.h>
 
 enum {
     LOCATIONS = 3,
@@ -79,7 +84,7 @@ enum { TEST_COUNT = sizeof TESTS / sizeof TESTS[0] };
 
 static long rounds = 100000, batch = 256, stride = PAGE, seed = 1;
 static const char *order_name = "sc", *only;
-static bool broken, verbose;
+static bool broken, verbose, readers;
 
 static enum order { SC, FENCED, RELAXED } order;
 
@@ -157,6 +162,7 @@ typedef uint64_t row[REGISTERS];
 
 struct arena {
     unsigned char *locations; /* batch * LOCATIONS words, `stride` bytes apart */
+    unsigned char *view;      /* the same, for loads */
     row *results;             /* written by the rank that plays the thread, register by register */
     unsigned char *copy;      /* --broken: this rank's private copy of the locations */
     size_t locations_size;
@@ -217,7 +223,8 @@ static void run_thread(const struct arena *arena, const struct test *test, int t
 {
     for (int k = 0; k < OPERATIONS && test->code[thread][k].kind != END; k++) {
         const struct operation *op = &test->code[thread][k];
-        uint64_t word = perform(arena->locations, instance, op, epoch);
+        unsigned char *base = op->kind == LOAD ? arena->view : arena->locations;
+        uint64_t word = perform(base, instance, op, epoch);
         if (broken)
             word = perform(arena->copy, instance, op, epoch);
         if (op->kind != STORE)
@@ -263,7 +270,7 @@ static void run_batch(const struct team *team, const struct arena *arena, const 
 
     for (long k = 0; k < batch; k++)
         if (random_below(random, 4) == 0)
-            load(location(arena->locations, k, (int)random_below(random, LOCATIONS)));
+            load(location(arena->view, k, (int)random_below(random, LOCATIONS)));
     if (broken)
         memcpy(arena->copy, arena->locations, arena->locations_size);
 
@@ -389,6 +396,27 @@ static void parse_options(const struct team *team)
                stride, broken ? ", BROKEN on purpose" : "");
 }
 
+/* The segment, attached by a user who may only read. */
+static void *attach_to_read(struct team *team)
+{
+    enum { FIRST_READER = 65000, USERS = 2 };
+    int segment = (int)must(shmget(team_key(team, 0), 0, 0));
+    if (team->rank == 0) {
+        struct shmid_ds status;
+        must(shmctl(segment, IPC_STAT, &status));
+        status.shm_perm.mode = 0644;
+        must(shmctl(segment, IPC_SET, &status));
+    }
+    team_barrier(team);
+    must(seteuid((uid_t)(FIRST_READER + team->rank / 2 % USERS)));
+    expect_errno(shmat(segment, NULL, 0), EACCES);
+    void *address = shmat(segment, NULL, SHM_RDONLY);
+    if (address == (void *)-1)
+        die_errno("shmat(SHM_RDONLY)");
+    must(seteuid(0));
+    return address;
+}
+
 static void run(struct team *team)
 {
     parse_options(team);
@@ -398,6 +426,7 @@ static void run(struct team *team)
     size_t results_size = round_up((size_t)batch * sizeof(row));
     arena.locations = team_segment(team, 0, arena.locations_size + results_size);
     arena.results = (row *)(arena.locations + arena.locations_size);
+    arena.view = readers ? attach_to_read(team) : arena.locations;
     arena.copy = broken ? malloc(arena.locations_size) : NULL;
     row *seen = calloc((size_t)batch, sizeof(row));
     long *sequence = calloc((size_t)batch, sizeof *sequence);
@@ -445,6 +474,7 @@ int main(int argc, char **argv)
         {.name = "stride", .meaning = "bytes between locations", .number = &stride},
         {.name = "order", .meaning = "sc, fenced or relaxed", .text = &order_name},
         {.name = "test", .meaning = "only this test", .text = &only},
+        {.name = "readers", .meaning = "load as a user who may only read", .flag = &readers},
         {.name = "seed", .meaning = "of delays and orders", .number = &seed},
         {.name = "broken", .meaning = "stale private copies: must fail", .flag = &broken},
         {.name = "verbose", .meaning = "list all outcomes", .flag = &verbose},

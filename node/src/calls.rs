@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use migshm_protocol::call::{Answer, Attachment, Call, Caller, Errno, Outcome, ShmCommand};
-use migshm_protocol::control::{Placement, ToCoordinator};
+use migshm_protocol::control::{FromCoordinator, Placement, ToCoordinator};
 use migshm_protocol::ids::PAGE_SIZE;
 use migshm_protocol::local::{FromNode, LOCAL_VERSION, Pieces, ToNode};
 use migshm_protocol::{ProcessId, SegmentId, codec};
@@ -16,7 +16,7 @@ use crate::daemon::{
     Attaching, Connection, ConnectionId, Coordinator, Node, Pending, Process, Resident,
 };
 use crate::local::{self, Credentials, Socket};
-use crate::memory::{AttachId, SpaceId};
+use crate::memory::{AttachId, SpaceId, UserId, View};
 use crate::tasks;
 use crate::uffd::Uffd;
 
@@ -509,6 +509,11 @@ impl Node {
         outcome: Outcome,
         placement: Option<Placement>,
     ) {
+        if let (Ok(Answer::Attached(attachment)), Some(placement)) = (outcome, placement)
+            && self.hold_reader(connection, id, flags, attachment, placement)
+        {
+            return;
+        }
         let caller = self
             .connections
             .get(&connection)
@@ -519,11 +524,12 @@ impl Node {
             Ok(_) => Err(Errno::EIO),
             Err(errno) => Err(errno),
         };
-        let pid = caller.as_ref().map_or(0, |c| c.pid);
+        let (pid, uid) = caller.as_ref().map_or((0, 0), |c| (c.pid, c.uid));
         let leave = granted.and_then(|attachment| {
             let leave = match theirs {
                 Some(theirs) => {
-                    self.leave_to_attach(connection, theirs, pid, flags, attachment, placement)
+                    let user = (pid, uid);
+                    self.leave_to_attach(connection, theirs, user, flags, attachment, placement)
                 }
                 None => Err(Errno::EINTR),
             };
@@ -539,11 +545,56 @@ impl Node {
         }
     }
 
+    /// Has an attach by a process that may only read wait until its segment is tracked, where
+    /// other nodes may come to use that; whether it has to wait.
+    fn hold_reader(
+        &mut self,
+        connection: ConnectionId,
+        id: u64,
+        flags: i32,
+        attachment: Attachment,
+        placement: Placement,
+    ) -> bool {
+        let Attachment { segment, size, .. } = attachment;
+        if attachment.may_write
+            || matches!(self.coordinator, Coordinator::Embedded(_))
+            || !self.connections.contains_key(&connection)
+            || self.prepare(segment, size, placement).is_err()
+            || self.memory.is_tracked(segment)
+        {
+            return false;
+        }
+        self.pending.insert(id, Pending::Attach(connection, flags));
+        let held = self.held.entry(segment).or_default();
+        held.push((id, attachment, placement));
+        self.try_arm(segment);
+        true
+    }
+
+    /// Goes on with attaches that had to wait until their segment was tracked; it is, or cannot be.
+    pub(crate) fn release_held(&mut self, segment: SegmentId) {
+        for (id, attachment, placement) in self.held.remove(&segment).unwrap_or_default() {
+            let outcome = if self.memory.is_tracked(segment) {
+                Ok(Answer::Attached(attachment))
+            } else {
+                self.tell(ToCoordinator::Unattached { segment }, &[]);
+                Err(Errno::ENOMEM)
+            };
+            let placement = Some(placement);
+            let answer = FromCoordinator::Answer {
+                id,
+                outcome,
+                placement,
+            };
+            self.inbox.push_back((answer, Vec::new()));
+        }
+    }
+
     fn leave_to_attach(
         &mut self,
         connection: ConnectionId,
         theirs: u64,
-        pid: i32,
+        (pid, user): (i32, UserId),
         flags: i32,
         attachment: Attachment,
         placement: Option<Placement>,
@@ -560,19 +611,15 @@ impl Node {
                 Errno::ENOMEM
             })?;
         let tracked = self.memory.is_tracked(segment);
-        // A mapping of a descriptor that is not writable cannot be tracked, so where other nodes
-        // may come, only a process that may write can attach, even if just to read.
+        // A mapping of a descriptor that is not writable cannot be tracked.
         let alone = matches!(self.coordinator, Coordinator::Embedded(_)) && !tracked;
-        if !attachment.may_write && !alone {
-            tracing::warn!(
-                segment = segment.0,
-                pid,
-                "attach without write permission is only possible on a single node"
-            );
-            return Err(Errno::EACCES);
-        }
-        let writable = attachment.may_write && (!alone || flags & SHM_RDONLY == 0);
-        let descriptor = self.memory.descriptor(segment, writable).map_err(|error| {
+        let (view, descriptor) = if attachment.may_write || alone {
+            let writable = attachment.may_write && (!alone || flags & SHM_RDONLY == 0);
+            (View::Pages, self.memory.descriptor(segment, writable))
+        } else {
+            (View::Replica(user), self.memory.replica(segment, user))
+        };
+        let descriptor = descriptor.map_err(|error| {
             tracing::error!(segment = segment.0, %error, "cannot open the segment's memory");
             if error.raw_os_error() == Some(libc::EMFILE) {
                 Errno::EMFILE
@@ -587,6 +634,7 @@ impl Node {
                 connection,
                 space,
                 segment,
+                view,
                 tracked,
             },
         );
@@ -613,6 +661,7 @@ impl Node {
         let Some(Attaching {
             space,
             segment,
+            view,
             tracked,
             ..
         }) = self.mapping.remove(&attach)
@@ -624,7 +673,7 @@ impl Node {
         let outcome = if address == 0 {
             Err(Errno::EINVAL)
         } else {
-            let (ended, mapped) = self.memory.map(space, attach, segment, address);
+            let (ended, mapped) = self.memory.map(space, attach, segment, view, address);
             for covered in ended {
                 self.detached(covered, 1, pid);
             }
@@ -634,6 +683,7 @@ impl Node {
             })
         };
         if outcome.is_err() {
+            self.memory.spaces.mappings.give_up();
             self.tell(ToCoordinator::Unattached { segment }, &[]);
         }
         if tracked && address != 0 {
@@ -714,6 +764,7 @@ impl Node {
             .collect();
         for (attach, segment) in given_up {
             self.mapping.remove(&attach);
+            self.memory.spaces.mappings.give_up();
             self.detached(segment, 1, pid);
             self.try_arm(segment);
         }

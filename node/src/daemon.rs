@@ -21,8 +21,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use migshm_coherence::{Config as CoherenceConfig, Engine, HomePolicy, Time};
 use migshm_coordinator::{Core, Output};
-use migshm_protocol::call::{Caller, Errno};
-use migshm_protocol::control::{FromCoordinator, Member, ToCoordinator};
+use migshm_protocol::call::{Attachment, Caller, Errno};
+use migshm_protocol::control::{FromCoordinator, Member, Placement, ToCoordinator};
 use migshm_protocol::local::Pieces;
 use migshm_protocol::page::PageMessage;
 use migshm_protocol::{NodeId, ProcessId, SegmentId};
@@ -35,7 +35,8 @@ use tokio::task::AbortHandle;
 use crate::cached::Cached;
 use crate::exits::Exits;
 use crate::local::Socket;
-use crate::memory::{AttachId, Memory, SpaceId};
+use crate::memory::{AttachId, Memory, SpaceId, View};
+use crate::readers::Turns;
 use crate::tasks::Timer;
 
 /// The node, shared by the tasks of its one thread.
@@ -79,11 +80,18 @@ pub struct Node {
     pub(crate) unknown: FxHashMap<SegmentId, Vec<(NodeId, PageMessage, Option<Bytes>)>>,
     /// Segments that are tracked as soon as attaches under way are mapped.
     pub(crate) arming: FxHashSet<SegmentId>,
+    /// Granted attaches by processes that may only read, of segments that have to be tracked first:
+    /// the request, and the coordinator's answer.
+    pub(crate) held: FxHashMap<SegmentId, Vec<(u64, Attachment, Placement)>>,
+    /// Between readers and writers of this node.
+    pub(crate) turns: Turns,
+    /// Mappings that were gone when replicas were last looked at.
+    pub(crate) unmapped: u64,
     /// Requests that the coordinator has not answered.
     pub(crate) pending: FxHashMap<u64, Pending>,
     /// Pages that are here and have their home elsewhere.
     pub(crate) cached: Cached,
-    /// Wakes the daemon at the engine's next timeout, which is `timer_set` if it is set.
+    /// Wakes the daemon when the engine or a turn is to be looked at, which is `timer_set` if it is set.
     pub(crate) timer: Option<Rc<Timer>>,
     pub(crate) timer_set: Option<Time>,
     pub(crate) last_id: u64,
@@ -158,6 +166,8 @@ pub struct Attaching {
     pub(crate) connection: ConnectionId,
     pub(crate) space: SpaceId,
     pub(crate) segment: SegmentId,
+    /// What its descriptor is of.
+    pub(crate) view: View,
     /// Whether the process was told to wait until its mapping is registered.
     pub(crate) tracked: bool,
 }
@@ -219,6 +229,9 @@ impl Node {
                 mapping: FxHashMap::default(),
                 unknown: FxHashMap::default(),
                 arming: FxHashSet::default(),
+                held: FxHashMap::default(),
+                turns: Turns::default(),
+                unmapped: 0,
                 pending: FxHashMap::default(),
                 cached: Cached::default(),
                 timer: None,
@@ -269,13 +282,15 @@ impl Node {
             } else if let Some((space, report)) = self.memory.spaces.next_report() {
                 self.on_report(space, report);
             } else if !self.make_room() {
+                self.release_replicas();
                 return self.set_timer();
             }
         }
     }
 
     fn set_timer(&mut self) {
-        let next = self.engine.next_timeout();
+        let next = [self.engine.next_timeout(), self.turns.next_timeout()];
+        let next = next.into_iter().flatten().min();
         if let (Some(time), Some(timer)) = (next, &self.timer)
             && self.timer_set != next
         {

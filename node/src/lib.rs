@@ -16,6 +16,7 @@ mod exits;
 mod local;
 mod memory;
 mod pages;
+mod readers;
 mod start;
 mod status;
 mod tasks;

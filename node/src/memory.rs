@@ -13,7 +13,10 @@
 //!
 //! So, before a page is put into the page cache for reading, it is protected in every mapping:
 //! another process then maps it without an event, and still cannot write it unseen.
+//!
+//! Processes that may only read see replicas of the pages instead; see [`segment`].
 
+mod file;
 mod mappings;
 mod segment;
 mod spaces;
@@ -29,9 +32,11 @@ use migshm_protocol::page::Access;
 use migshm_protocol::{Extent, Page, SegmentId};
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use crate::cached::Cached;
 use crate::uffd::{Done, Uffd};
-pub use mappings::AttachId;
+pub use mappings::{AttachId, View};
 use segment::Segment;
+pub use segment::UserId;
 pub use spaces::{Report, SpaceId, Spaces};
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -46,12 +51,25 @@ pub struct Memory {
     segments: FxHashMap<SegmentId, Segment>,
     /// The address spaces. What concerns a segment's pages as well is done by [`Memory`].
     pub spaces: Spaces,
-    /// Threads that wait for a page: where they touched it.
-    waiting: FxHashMap<Page, Vec<(SpaceId, u64)>>,
+    /// Threads that wait for a page.
+    waiting: FxHashMap<Page, Vec<Waiter>>,
     /// The last [`WOKEN`] of them that were woken.
-    woken: VecDeque<(Page, SpaceId, u64)>,
+    woken: VecDeque<(Page, Waiter)>,
+    /// Pages that some replica has, or had.
+    replicated: Cached,
     /// Pages that came and could not be kept.
     lost: FxHashSet<Page>,
+}
+
+/// A thread that waits for a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiter {
+    /// Its address space.
+    pub space: SpaceId,
+    /// Where it touched the page.
+    pub address: u64,
+    /// What is mapped there.
+    pub view: View,
 }
 
 /// Segments.
@@ -68,6 +86,7 @@ impl Memory {
             spaces: Spaces::default(),
             waiting: FxHashMap::default(),
             woken: VecDeque::with_capacity(WOKEN),
+            replicated: Cached::default(),
             lost: FxHashSet::default(),
         })
     }
@@ -86,8 +105,9 @@ impl Memory {
         if self.segments.remove(&id).is_some() {
             self.spaces.remove_segment(id);
             self.waiting.retain(|page, _| page.segment != id);
-            self.woken.retain(|(page, ..)| page.segment != id);
+            self.woken.retain(|(page, _)| page.segment != id);
             self.lost.retain(|page| page.segment != id);
+            self.replicated.remove_segment(id);
         }
     }
 
@@ -119,6 +139,42 @@ impl Memory {
         segment.descriptor(writable)
     }
 
+    /// A descriptor of a user's replica of a tracked segment.
+    ///
+    /// # Errors
+    /// `ENOENT` for an unknown segment, else those of [`Segment::replica`].
+    pub fn replica(&mut self, id: SegmentId, user: UserId) -> io::Result<OwnedFd> {
+        let own = self.own.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        let segment = self.segments.get_mut(&id).ok_or(io::ErrorKind::NotFound)?;
+        segment.replica(user, own)
+    }
+
+    /// Replicas that nothing maps.
+    #[must_use]
+    pub fn unmapped_replicas(&self) -> Vec<(SegmentId, UserId)> {
+        let all = self.segments.iter();
+        let all = all.flat_map(|(id, segment)| segment.replicas().map(|user| (*id, user)));
+        all.filter(|(id, user)| !self.spaces.mappings.maps_replica(*id, *user))
+            .collect()
+    }
+
+    /// Whether a segment has any replica.
+    #[must_use]
+    pub fn has_replicas(&self, id: SegmentId) -> bool {
+        let segment = self.segments.get(&id);
+        segment.is_some_and(|s| s.replicas().next().is_some())
+    }
+
+    /// Frees a user's replica of a segment.
+    pub fn remove_replica(&mut self, id: SegmentId, user: UserId) {
+        if let Some(segment) = self.segments.get_mut(&id) {
+            segment.remove_replica(user);
+            if segment.replicas().next().is_none() {
+                self.replicated.remove_segment(id);
+            }
+        }
+    }
+
     /// Starts to track a segment: from now on every touch of a page that the engine has not
     /// granted is reported. Pages that are there stay as they are.
     ///
@@ -145,20 +201,22 @@ impl Memory {
         space: SpaceId,
         attach: AttachId,
         segment: SegmentId,
+        view: View,
         address: u64,
     ) -> (Vec<SegmentId>, io::Result<()>) {
         let Some(entry) = self.segments.get(&segment) else {
             return (Vec::new(), Err(io::ErrorKind::NotFound.into()));
         };
-        self.spaces.map(space, attach, segment, entry, address)
+        self.spaces
+            .map(space, attach, segment, entry, view, address)
     }
 
     /// Forgets an address space; returns how many attaches of which segments went with it.
     pub fn remove_space(&mut self, id: SpaceId) -> Vec<(SegmentId, u32)> {
         for waiters in self.waiting.values_mut() {
-            waiters.retain(|(space, _)| *space != id);
+            waiters.retain(|waiter| waiter.space != id);
         }
-        self.woken.retain(|(_, space, _)| *space != id);
+        self.woken.retain(|(_, waiter)| waiter.space != id);
         self.spaces.remove(id)
     }
 
@@ -178,11 +236,18 @@ impl Memory {
 /// Pages.
 impl Memory {
     /// Remembers that a thread waits for a page.
-    pub fn wait(&mut self, page: Page, space: SpaceId, address: u64) {
+    pub fn wait(&mut self, page: Page, waiter: Waiter) {
         let waiters = self.waiting.entry(page).or_default();
-        if !waiters.contains(&(space, address)) {
-            waiters.push((space, address));
+        if !waiters.contains(&waiter) {
+            waiters.push(waiter);
         }
+    }
+
+    /// Whether a thread waits for the page itself, not for a replica of it.
+    #[must_use]
+    pub fn is_awaited(&self, page: Page) -> bool {
+        let mut waiters = self.waiting.get(&page).into_iter().flatten();
+        waiters.any(|waiter| waiter.view == View::Pages)
     }
 
     /// Puts a page in (zeros without `contents`), with the given access for every process, and
@@ -190,7 +255,7 @@ impl Memory {
     pub fn install(&mut self, page: Page, access: Access, contents: Option<&[u8]>) {
         match access {
             Access::Read => self.protect(page),
-            Access::Write => self.note_protection(page, false),
+            Access::Write => self.release(page),
         }
         self.put(page, contents);
         self.wake_waiters(page);
@@ -218,15 +283,26 @@ impl Memory {
         segment.put(uffd, page.offset(), contents)
     }
 
-    /// Wakes who waits for a page, and remembers who that was.
+    /// Wakes who waits for a page. Those who see a replica have their touch handled again, as
+    /// that must be filled first.
     fn wake_waiters(&mut self, page: Page) {
-        for (space, address) in self.waiting.remove(&page).unwrap_or_default() {
-            self.spaces.wake(space, address);
-            if self.woken.len() == WOKEN {
-                self.woken.pop_front();
+        for waiter in self.waiting.remove(&page).unwrap_or_default() {
+            match waiter.view {
+                View::Pages => self.wake(page, waiter),
+                View::Replica(_) => self
+                    .spaces
+                    .report_again(waiter.space, waiter.address, false),
             }
-            self.woken.push_back((page, space, address));
         }
+    }
+
+    /// Wakes a thread, and remembers who that was.
+    fn wake(&mut self, page: Page, waiter: Waiter) {
+        self.spaces.wake(waiter.space, waiter.address);
+        if self.woken.len() == WOKEN {
+            self.woken.pop_front();
+        }
+        self.woken.push_back((page, waiter));
     }
 
     /// Gives a page that is here another access and wakes who waits for it.
@@ -235,9 +311,11 @@ impl Memory {
             Access::Read => self.protect(page),
             // Other mappings' protection is lifted when they fault.
             Access::Write => {
-                self.note_protection(page, false);
-                for (space, address) in self.waiting.get(&page).into_iter().flatten() {
-                    self.spaces.unprotect(*space, *address);
+                self.release(page);
+                for waiter in self.waiting.get(&page).into_iter().flatten() {
+                    if waiter.view == View::Pages {
+                        self.spaces.unprotect(waiter.space, waiter.address);
+                    }
                 }
             }
         }
@@ -257,6 +335,7 @@ impl Memory {
             self.put(page, None);
         }
         if access == Access::Write {
+            self.release(page);
             self.spaces.unprotect(space, address);
         }
         self.spaces.wake(space, address);
@@ -273,6 +352,19 @@ impl Memory {
         self.spaces.protect(page);
     }
 
+    /// Whether nobody can write a page here.
+    #[must_use]
+    pub fn is_protected(&self, page: Page) -> bool {
+        let segment = self.segments.get(&page.segment);
+        segment.is_some_and(|s| s.is_protected(page.index))
+    }
+
+    /// Permits that a page becomes writable here.
+    fn release(&mut self, page: Page) {
+        self.empty_replicas(page);
+        self.note_protection(page, false);
+    }
+
     fn note_protection(&mut self, page: Page, on: bool) {
         if let Some(segment) = self.segments.get_mut(&page.segment) {
             segment.note_protection(page.index, on);
@@ -281,7 +373,7 @@ impl Memory {
 
     /// Takes a page from every process and frees it.
     pub fn drop_page(&mut self, page: Page) {
-        self.note_protection(page, false);
+        self.release(page);
         let Some(segment) = self.segments.get(&page.segment) else {
             return;
         };
@@ -292,8 +384,8 @@ impl Memory {
 
     /// Makes the page raise SIGBUS where somebody waits for it.
     pub fn poison(&mut self, page: Page) {
-        for (space, address) in self.waiting.remove(&page).unwrap_or_default() {
-            self.spaces.poison_at(space, address);
+        for waiter in self.waiting.remove(&page).unwrap_or_default() {
+            self.spaces.poison_at(waiter.space, waiter.address);
         }
     }
 
@@ -308,19 +400,100 @@ impl Memory {
     }
 }
 
-impl migshm_coherence::Memory for Memory {
+/// Replicas.
+impl Memory {
+    /// Lets a thread that sees a user's replica read a page that is here. If anybody can write the
+    /// page, that ends.
+    pub fn show(&mut self, page: Page, user: UserId, space: SpaceId, address: u64) {
+        if !self.is_protected(page) {
+            self.protect(page);
+        }
+        match self.fill_replica(page, user) {
+            Ok(Done::Yes | Done::Exists) => {
+                let view = View::Replica(user);
+                self.wake(
+                    page,
+                    Waiter {
+                        space,
+                        address,
+                        view,
+                    },
+                );
+            }
+            result => {
+                tracing::error!(%page, user, ?result, "cannot fill replica: SIGBUS for its reader");
+                self.spaces.poison_at(space, address);
+            }
+        }
+    }
+
+    fn fill_replica(&mut self, page: Page, user: UserId) -> io::Result<Done> {
+        let mut contents = [0; PAGE_SIZE];
+        self.read(page, &mut contents);
+        let own = self.own.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        let segment = self.segments.get_mut(&page.segment);
+        let segment = segment.ok_or(io::ErrorKind::NotFound)?;
+        self.replicated.push(page);
+        segment.fill_replica(user, page.index, &contents, own)
+    }
+
+    /// Takes a page out of all replicas.
+    pub fn empty_replicas(&mut self, page: Page) {
+        let segment = self.segments.get_mut(&page.segment);
+        let Some(segment) = segment.filter(|s| s.is_replicated(page.index)) else {
+            return;
+        };
+        self.replicated.remove(page);
+        if let Err(error) = segment.punch_replicas(page.index) {
+            tracing::error!(%page, %error, "cannot empty replicas");
+        }
+    }
+
+    /// Takes the page that came first out of all replicas; whether there was one.
+    pub fn empty_oldest_replicas(&mut self) -> bool {
+        let oldest = self.replicated.pop();
+        if let Some(page) = oldest {
+            self.empty_replicas(page);
+        }
+        oldest.is_some()
+    }
+
+    /// Whether some replica has the page.
+    #[must_use]
+    pub fn is_replicated(&self, page: Page) -> bool {
+        let segment = self.segments.get(&page.segment);
+        segment.is_some_and(|s| s.is_replicated(page.index))
+    }
+
+    /// How many pages are in replicas, whosever.
+    #[must_use]
+    pub fn replicated(&self) -> usize {
+        self.replicated.len()
+    }
+
+    /// Whether a reader has used its replica of a page since it got it, as far as can be told.
+    #[must_use]
+    pub fn is_read(&self, page: Page) -> bool {
+        self.is_used(page, |view| view != View::Pages)
+    }
+
+    /// Whether a thread that was woken for a page, with such a view, has touched it since.
+    ///
     /// A page is put into the page cache and not into page tables, so a page table has an entry
     /// once the thread that was woken has run and touched the page again.
-    fn touched(&self, page: Page) -> bool {
-        let mut woken = self
-            .woken
-            .iter()
-            .rev()
-            .filter(|(woken, ..)| *woken == page)
+    fn is_used(&self, page: Page, sees: impl Fn(View) -> bool) -> bool {
+        let woken = self.woken.iter().rev();
+        let mut woken = woken
+            .filter(|(woken, waiter)| *woken == page && sees(waiter.view))
             .peekable();
-        woken.peek().is_none()
-            || woken
-                .any(|(_, space, address)| self.spaces.is_mapped(*space, *address) != Some(false))
+        let is_mapped = |waiter: &Waiter| self.spaces.is_mapped(waiter.space, waiter.address);
+        woken.peek().is_none() || woken.any(|(_, waiter)| is_mapped(waiter) != Some(false))
+    }
+}
+
+impl migshm_coherence::Memory for Memory {
+    fn touched(&self, page: Page) -> bool {
+        self.is_used(page, |_| true)
     }
 
     fn present(&self, extent: Extent) -> PageSet {

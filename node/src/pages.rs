@@ -11,8 +11,8 @@ use migshm_protocol::page::{Access, PageMessage};
 use migshm_protocol::{Extent, NodeId, Page, SegmentId};
 use migshm_transport::FrameSender;
 
-use crate::daemon::Node;
-use crate::memory::{Report, SpaceId};
+use crate::daemon::{Attaching, Node};
+use crate::memory::{Report, SpaceId, View, Waiter};
 use crate::tasks;
 
 /// Of a node's memory, the part that pages with homes elsewhere may take (the coordinator gives
@@ -41,6 +41,9 @@ impl Node {
                 access,
                 contents,
             } => {
+                if access == Access::Write {
+                    self.note_write_grant(page);
+                }
                 match contents {
                     Fill::Data(bytes) => {
                         self.counters.pages_received += 1;
@@ -106,6 +109,7 @@ impl Node {
     pub(crate) fn on_timeout(&mut self) {
         self.timer_set = None;
         self.drive(Input::Timeout);
+        self.retry_touches();
         self.settle();
     }
 
@@ -210,24 +214,43 @@ impl Node {
     }
 
     fn on_fault(&mut self, space: SpaceId, address: u64, write: bool) {
-        let Some(page) = self.memory.spaces.mappings.locate(space, address) else {
+        let Some((page, view)) = self.memory.spaces.mappings.locate(space, address) else {
             // Unmapped meanwhile, or nothing that the process ever told of.
             tracing::debug!(space = space.0, address, "fault outside of attaches");
             return self.memory.spaces.poison_at(space, address);
         };
         self.counters.faults += 1;
+        if let View::Replica(user) = view {
+            return self.on_reader(page, user, space, address);
+        }
         let wanted = if write { Access::Write } else { Access::Read };
         match self.engine.access(page) {
-            Some(access) if access >= wanted => self.memory.retry(page, space, address, access),
+            // Readers may be at the page, and what has been granted is not needed.
+            Some(_) if !write && self.memory.is_protected(page) => {
+                self.memory.retry(page, space, address, Access::Read);
+            }
+            Some(access) if access >= wanted => {
+                let shared = access == Access::Write && self.memory.is_replicated(page);
+                if !shared || !self.must_wait_for_readers(page, space, address) {
+                    self.memory.retry(page, space, address, access);
+                }
+            }
             _ => {
-                self.memory.wait(page, space, address);
-                self.count_request(page, self.id);
-                self.drive(Input::Fault {
-                    page,
-                    access: wanted,
-                });
+                let waiter = Waiter {
+                    space,
+                    address,
+                    view,
+                };
+                self.request(page, waiter, wanted);
             }
         }
+    }
+
+    /// Has a thread wait for more access to a page than the node has.
+    pub(crate) fn request(&mut self, page: Page, waiter: Waiter, access: Access) {
+        self.memory.wait(page, waiter);
+        self.count_request(page, self.id);
+        self.drive(Input::Fault { page, access });
     }
 
     /// Gives up cached pages if there are too many; whether it did anything.
@@ -236,8 +259,13 @@ impl Node {
         let limit = limit.unwrap_or(usize::MAX).max(CACHE_FLOOR);
         let mut progress = false;
         for _ in 0..EVICTION_BATCH {
-            if self.cached.len() <= limit {
+            if self.cached.len() + self.memory.replicated() <= limit {
                 break;
+            }
+            // A replica costs nothing but a fault to have again.
+            if self.memory.replicated() > CACHE_FLOOR {
+                progress |= self.memory.empty_oldest_replicas();
+                continue;
             }
             let Some(page) = self.cached.pop() else { break };
             if !self.engine.is_home(page.extent()) {
@@ -253,20 +281,30 @@ impl Node {
         progress
     }
 
-    /// Starts to track a segment that another node is about to use, once no process is between
-    /// having leave to attach it and having said where.
+    /// Starts to track a segment that another node, or a process that may only read, is about to
+    /// use, once no process is between having leave to attach it untracked and having said where.
     pub(crate) fn try_arm(&mut self, segment: SegmentId) {
-        if !self.arming.contains(&segment) || self.mapping.values().any(|a| a.segment == segment) {
+        let asked = self.arming.contains(&segment);
+        let attaching = |a: &Attaching| a.segment == segment && !a.tracked;
+        if !asked && !self.held.contains_key(&segment) || self.mapping.values().any(attaching) {
             return;
         }
         self.arming.remove(&segment);
         let known = self.memory.has_segment(segment) && !self.memory.is_tracked(segment);
-        if known && let Err(error) = self.share(segment, Some(self.id)) {
+        let shared = if known {
+            self.share(segment, Some(self.id))
+        } else {
+            Ok(())
+        };
+        self.release_held(segment);
+        match shared {
+            Ok(()) if asked => self.tell(ToCoordinator::Sharing { segment }, &[]),
+            Ok(()) => {}
             // Better that others wait than that they see stale pages.
-            tracing::error!(segment = segment.0, %error, "cannot share segment with other nodes");
-            return;
+            Err(error) => {
+                tracing::error!(segment = segment.0, %error, "cannot share segment with other nodes");
+            }
         }
-        self.tell(ToCoordinator::Sharing { segment }, &[]);
     }
 
     /// Tracks a segment.
@@ -305,6 +343,7 @@ impl Node {
         self.engine.remove_segment(segment);
         self.memory.remove_segment(segment);
         self.arming.remove(&segment);
+        self.turns.remove_segment(segment);
         self.policy.retain(|extent| extent.segment != segment);
         self.cached.remove_segment(segment);
     }

@@ -40,6 +40,7 @@ impl Node {
             "connections": self.connections.len(),
             "pending_calls": self.pending.len(),
             "cached_pages": self.cached.len(),
+            "replicated_pages": self.memory.replicated(),
             "tracking": self.device.is_some(),
             "counters": {
                 "calls": self.counters.calls,

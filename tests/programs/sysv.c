@@ -6,6 +6,7 @@
  *   segment KEY BYTES   shmget(IPC_CREAT), shmat      fill V      V to both ends of every page
  *   attach, detach      of the same segment           check V     `ok` if it is there
  *   nattch              shmctl(IPC_STAT)              remove      shmctl(IPC_RMID)
+ *   mode M              shmctl(IPC_SET)
  *   semaphore KEY       semget(IPC_CREAT)             change D    semop
  *   value               semctl(GETVAL)                lock D      semop with SEM_UNDO
  *   waiters             semctl(GETNCNT)               forget      semctl(IPC_RMID)
@@ -63,6 +64,15 @@ static long nattch(void)
     return shmctl(segment, IPC_STAT, &status) == 0 ? (long)status.shm_nattch : -1;
 }
 
+static long set_mode(long mode)
+{
+    struct shmid_ds status;
+    if (shmctl(segment, IPC_STAT, &status) == -1)
+        return -1;
+    status.shm_perm.mode = (unsigned short)mode;
+    return shmctl(segment, IPC_SET, &status);
+}
+
 static long change(long delta, short flags)
 {
     return semop(set, &(struct sembuf){.sem_op = (short)delta, .sem_flg = flags}, 1);
@@ -108,6 +118,8 @@ static int obey(const char *verb, long first, long second)
         check(first);
     else if (strcmp(verb, "nattch") == 0)
         answer_value(nattch());
+    else if (strcmp(verb, "mode") == 0)
+        answer(set_mode(first));
     else if (strcmp(verb, "remove") == 0)
         answer(shmctl(segment, IPC_RMID, NULL));
     else if (strcmp(verb, "semaphore") == 0)

@@ -48,7 +48,7 @@ fn messages_reach_whom_they_are_for() {
 #[test]
 fn segments_behave_as_on_one_machine() {
     let lab = Lab::new(3);
-    lab.spread("basic", 2, &["--no-readers"]);
+    lab.spread("basic", 2, &[]);
     lab.spread("fork", 2, &[]);
     lab.spread("threads", 3, &["--ops", "300"]);
     lab.spread("syscallraw", 2, &["--ops", "300"]);

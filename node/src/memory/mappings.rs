@@ -4,11 +4,21 @@ use migshm_protocol::{Page, SegmentId};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::PAGE;
+use super::segment::UserId;
 use super::spaces::SpaceId;
 
 /// An attach: one successful `shmat`, or a fork's copy of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AttachId(pub u64);
+
+/// What an attach maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    /// The segment's pages.
+    Pages,
+    /// The replica of a user who may only read.
+    Replica(UserId),
+}
 
 /// All mappings of the node.
 #[derive(Default)]
@@ -63,15 +73,13 @@ impl Mappings {
         Some((first.attach, segment, runs))
     }
 
-    /// The page at an address of an address space.
+    /// The page at an address of an address space, and how it is seen there.
     #[must_use]
-    pub fn locate(&self, space: SpaceId, address: u64) -> Option<Page> {
+    pub fn locate(&self, space: SpaceId, address: u64) -> Option<(Page, View)> {
         let (segment, mapping) = self.mapping_at(space, address)?;
         let offset = u32::try_from((address - mapping.address) / PAGE).expect("inside the mapping");
-        Some(Page {
-            segment,
-            index: mapping.first_page + offset,
-        })
+        let index = mapping.first_page + offset;
+        Some((Page { segment, index }, mapping.view))
     }
 
     fn mapping_at(&self, space: SpaceId, address: u64) -> Option<(SegmentId, Mapping)> {
@@ -88,9 +96,21 @@ impl Mappings {
         self.mappings.get(&segment).map_or(&[], Vec::as_slice)
     }
 
-    /// How often mappings were taken out of a segment's list.
-    pub(super) fn removals(&self) -> u64 {
+    /// Whether anything maps a user's replica of a segment.
+    pub(super) fn maps_replica(&self, segment: SegmentId, user: UserId) -> bool {
+        let mut mappings = self.of_segment(segment).iter();
+        mappings.any(|m| m.view == View::Replica(user))
+    }
+
+    /// How often mappings were taken out of a segment's list, or will never come to be there.
+    #[must_use]
+    pub fn removals(&self) -> u64 {
         self.removals
+    }
+
+    /// An attach that was granted is not mapped.
+    pub fn give_up(&mut self) {
+        self.removals += 1;
     }
 
     /// Adds a mapping of a segment.
@@ -209,6 +229,7 @@ impl Mappings {
 
     /// Forgets an address space; returns how many attaches of which segments went with it.
     pub(super) fn remove_space(&mut self, space: SpaceId) -> Vec<(SegmentId, u32)> {
+        self.removals += 1;
         let ended = self.attaches(space);
         for segment in self.segments.remove(&space).unwrap_or_default() {
             if let Some(mappings) = self.mappings.get_mut(&segment) {
@@ -240,6 +261,8 @@ pub struct Mapping {
     pub first_page: u32,
     /// How many.
     pub pages: u32,
+    /// Of what.
+    pub view: View,
     /// False once the process has leave to unmap it: it no longer counts as an attach.
     pub counts: bool,
 }

@@ -1,219 +1,221 @@
-//! A segment's pages: a sealed memfd, into which only the daemon's own mapping puts pages once the
-//! segment is tracked.
+//! A segment on this node: its pages, and what those may see of them who may only read.
 //!
-//! A page is put in by `UFFDIO_COPY` only (atomic: no neighbour maps a half-written page), through
-//! the daemon's own mapping, which is registered for nothing but that. The daemon itself reads by
-//! `pread`, which neither faults nor fills a hole. Punching a page out of the memfd takes it from
-//! every process at once.
+//! A process without write permission must not have a descriptor of the pages themselves: a
+//! writable one would let it write, and what a read-only one maps cannot be tracked. It gets one of
+//! its user's *replica*, a second memfd, and maps that for reading. The daemon fills a replica and
+//! never reads it back, so what such a process does to it shows to its own user only.
+//!
+//! The invariant: while a replica has a page, no process of this node can write that page, and the
+//! engine grants it at least for reading. So a replica's page is punched before the page itself
+//! becomes writable for anybody, or goes.
 
-use std::ffi::CStr;
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::fd::OwnedFd;
 
 use migshm_coherence::PageSet;
 use migshm_protocol::Extent;
-use migshm_protocol::ids::{EXTENT_PAGES, PAGE_SIZE};
+use migshm_protocol::ids::PAGE_SIZE;
+use rustc_hash::FxHashMap;
 
 use super::PAGE;
+use super::file::PageFile;
 use crate::uffd::{Done, Uffd};
 
-const MEMFD_NAME: &CStr = c"migshm";
+/// A user's number.
+pub type UserId = u32;
 
 /// A segment's memory on this node.
 pub struct Segment {
-    memfd: File,
-    pages: u32,
-    /// The daemon's own mapping; there while the segment is tracked.
-    own: Option<OwnMapping>,
-    /// Of a tracked segment: the pages that may only be read here.
+    file: PageFile,
+    /// Of a tracked segment: the pages that nobody can write here.
     protected: Bits,
+    /// Of users who may only read.
+    replicas: FxHashMap<UserId, Replica>,
+}
+
+struct Replica {
+    file: PageFile,
+    /// The pages that it has.
+    filled: Bits,
 }
 
 impl Segment {
-    /// Memory of `size` bytes, all holes. Sealed, so that no process that maps it can resize it.
+    /// Memory of `size` bytes, all holes.
     ///
     /// # Errors
-    /// Those of `memfd_create(2)` and `ftruncate(2)`.
+    /// Those of [`PageFile::new`].
     pub fn new(size: u64) -> io::Result<Segment> {
-        let pages = u32::try_from(size.div_ceil(PAGE)).map_err(|_| io::ErrorKind::FileTooLarge)?;
-        // SAFETY: the name is a C string; the call returns a new descriptor or -1.
-        let fd = unsafe {
-            libc::memfd_create(
-                MEMFD_NAME.as_ptr(),
-                libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING,
-            )
-        };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: `fd` is a descriptor that nothing else owns.
-        let memfd = unsafe { File::from_raw_fd(fd) };
-        memfd.set_len(u64::from(pages) * PAGE)?;
-        let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
-        // SAFETY: plain fcntl on an owned descriptor.
-        if unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, seals) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
         Ok(Segment {
-            memfd,
-            pages,
-            own: None,
+            file: PageFile::new(size)?,
             protected: Bits::default(),
+            replicas: FxHashMap::default(),
         })
     }
 
     /// How many pages it has.
     #[must_use]
     pub fn pages(&self) -> u32 {
-        self.pages
+        self.file.pages()
     }
 
     /// Whether its pages are tracked.
     #[must_use]
     pub fn is_tracked(&self) -> bool {
-        self.own.is_some()
+        self.file.is_tracked()
     }
 
-    /// A descriptor to hand to a process. One that is not writable cannot be mapped writable, now
-    /// or later.
+    /// See [`PageFile::descriptor`].
     ///
     /// # Errors
-    /// Those of `open(2)`.
+    /// As there.
     pub fn descriptor(&self, writable: bool) -> io::Result<OwnedFd> {
-        if writable {
-            return Ok(self.memfd.try_clone()?.into());
-        }
-        Ok(File::open(format!("/proc/self/fd/{}", self.memfd.as_raw_fd()))?.into())
+        self.file.descriptor(writable)
     }
 
-    /// Makes the daemon's own mapping, through which `uffd` puts pages in from now on.
+    /// See [`PageFile::track`].
     ///
     /// # Errors
-    /// Those of `mmap(2)` and `UFFDIO_REGISTER`.
+    /// As there.
     pub fn track(&mut self, uffd: &Uffd) -> io::Result<()> {
-        let mapping = self.map_own()?;
-        uffd.register(mapping.address, mapping.length as u64)?;
-        self.own = Some(mapping);
-        Ok(())
+        self.file.track(uffd)
     }
 
-    fn map_own(&self) -> io::Result<OwnMapping> {
-        let length = self.pages as usize * PAGE_SIZE;
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new shared mapping at an address of the kernel's choice; never dereferenced.
-        let address = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length,
-                protection,
-                libc::MAP_SHARED,
-                self.memfd.as_raw_fd(),
-                0,
-            )
-        };
-        if address == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: advice on the mapping just made. A huge page could not be punched out in part.
-        unsafe { libc::madvise(address, length, libc::MADV_NOHUGEPAGE) };
-        Ok(OwnMapping {
-            address: address as u64,
-            length,
-        })
-    }
-
-    /// Puts a page in at `offset`: `contents`, or else zeros.
+    /// See [`PageFile::put`].
     ///
     /// # Errors
-    /// `NotFound` unless tracked, by this `uffd`; else those of [`Uffd::copy`].
+    /// As there.
     pub fn put(&self, uffd: &Uffd, offset: u64, contents: Option<&[u8]>) -> io::Result<Done> {
-        let own = self.own.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        let address = own.address + offset;
-        match contents {
-            Some(bytes) => uffd.copy(address, bytes),
-            None => uffd.zero(address),
-        }
+        self.file.put(uffd, offset, contents)
     }
 
-    /// Frees the page at `offset`, whoever maps it.
+    /// See [`PageFile::punch`].
     ///
     /// # Errors
-    /// Those of `fallocate(2)`.
+    /// As there.
     pub fn punch(&self, offset: u64) -> io::Result<()> {
-        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        let offset = libc::off_t::try_from(offset).expect("a file offset");
-        let length = libc::off_t::try_from(PAGE).expect("a file offset");
-        // SAFETY: plain fallocate on an owned descriptor; mappings of a hole fault, as they must.
-        if unsafe { libc::fallocate(self.memfd.as_raw_fd(), mode, offset, length) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
+        self.file.punch(offset)
     }
 
-    /// Copies bytes out from `offset` on; zeros for a hole.
+    /// See [`PageFile::read`].
     ///
     /// # Errors
-    /// Those of `pread(2)`.
+    /// As there.
     pub fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.memfd.read_exact_at(buffer, offset)
+        self.file.read(offset, buffer)
     }
 
-    /// Whether there is a page at `offset`, and not a hole.
+    /// See [`PageFile::is_present`].
     #[must_use]
     pub fn is_present(&self, offset: u64) -> bool {
-        self.next_data(offset) == Some(offset)
+        self.file.is_present(offset)
     }
 
-    /// Which pages of an extent are not holes, by their index in the extent.
+    /// See [`PageFile::present`].
     #[must_use]
     pub fn present(&self, extent: Extent) -> PageSet {
-        let mut set = PageSet::default();
-        let start = u64::from(extent.first_page()) * PAGE;
-        let end = start + u64::from(EXTENT_PAGES) * PAGE;
-        let mut offset = start;
-        while let Some(data) = self.next_data(offset).filter(|data| *data < end) {
-            set.insert(u32::try_from((data - start) / PAGE).expect("inside the extent"));
-            offset = data + PAGE;
-        }
-        set
+        self.file.present(extent)
     }
 
-    /// Offset of the first page at or after `offset` that is not a hole.
-    fn next_data(&self, offset: u64) -> Option<u64> {
-        let offset = libc::off_t::try_from(offset).ok()?;
-        // SAFETY: plain lseek on an owned descriptor, whose position nothing uses.
-        u64::try_from(unsafe { libc::lseek(self.memfd.as_raw_fd(), offset, libc::SEEK_DATA) }).ok()
-    }
-
-    /// Bytes of memory that it takes; nothing is known if `fstat(2)` fails.
+    /// Bytes of memory that it takes, with its replicas; nothing is known if `fstat(2)` fails.
     #[must_use]
     pub fn resident(&self) -> Option<u64> {
-        Some(self.memfd.metadata().ok()?.blocks() * 512)
+        let replicas = self.replicas.values();
+        let replicas: u64 = replicas.filter_map(|r| r.file.resident()).sum();
+        Some(self.file.resident()? + replicas)
     }
 
-    /// Remembers whether a page may only be read here.
+    /// Remembers whether nobody can write a page here.
     pub fn note_protection(&mut self, page: u32, on: bool) {
         self.protected.set(page, on);
     }
 
-    /// Runs of pages that may only be read here: first page and how many.
+    /// Whether nobody can write a page here.
+    #[must_use]
+    pub fn is_protected(&self, page: u32) -> bool {
+        self.protected.contains(page)
+    }
+
+    /// Runs of pages that nobody can write here: first page and how many.
     #[must_use]
     pub fn protected(&self) -> Vec<(u32, u32)> {
         self.protected.runs()
     }
 }
 
-struct OwnMapping {
-    address: u64,
-    length: usize,
-}
+/// Replicas.
+impl Segment {
+    /// A descriptor of a user's replica, which is made if there is none.
+    ///
+    /// # Errors
+    /// Those of [`PageFile::new`] and [`PageFile::track`].
+    pub fn replica(&mut self, user: UserId, uffd: &Uffd) -> io::Result<OwnedFd> {
+        if let Some(replica) = self.replicas.get(&user) {
+            return replica.file.descriptor(true);
+        }
+        let mut file = PageFile::new(u64::from(self.pages()) * PAGE)?;
+        file.track(uffd)?;
+        let descriptor = file.descriptor(true)?;
+        let filled = Bits::default();
+        self.replicas.insert(user, Replica { file, filled });
+        Ok(descriptor)
+    }
 
-impl Drop for OwnMapping {
-    fn drop(&mut self) {
-        // SAFETY: the mapping was made by `Segment::map_own`, nothing refers into it.
-        unsafe { libc::munmap(self.address as *mut libc::c_void, self.length) };
+    /// The users that have a replica.
+    pub fn replicas(&self) -> impl Iterator<Item = UserId> {
+        self.replicas.keys().copied()
+    }
+
+    /// Frees a user's replica, once nothing maps it.
+    pub fn remove_replica(&mut self, user: UserId) {
+        self.replicas.remove(&user);
+    }
+
+    /// Whether some replica has the page.
+    #[must_use]
+    pub fn is_replicated(&self, page: u32) -> bool {
+        self.replicas.values().any(|r| r.filled.contains(page))
+    }
+
+    /// Puts a page into a user's replica. Nobody may be able to write it.
+    ///
+    /// # Errors
+    /// Those of [`PageFile::put`].
+    pub fn fill_replica(
+        &mut self,
+        user: UserId,
+        page: u32,
+        contents: &[u8; PAGE_SIZE],
+        uffd: &Uffd,
+    ) -> io::Result<Done> {
+        debug_assert!(self.is_protected(page));
+        let replica = self.replicas.get_mut(&user);
+        let Replica { file, filled } = replica.ok_or(io::ErrorKind::NotFound)?;
+        let offset = u64::from(page) * PAGE;
+        if filled.contains(page) && file.is_present(offset) {
+            return Ok(Done::Yes);
+        }
+        let mut done = file.put(uffd, offset, Some(contents));
+        if matches!(done, Ok(Done::Exists)) {
+            // The user wrote to the hole, through the descriptor.
+            file.punch(offset)?;
+            done = file.put(uffd, offset, Some(contents));
+        }
+        filled.set(page, true);
+        done
+    }
+
+    /// Takes a page out of all replicas.
+    ///
+    /// # Errors
+    /// Those of [`PageFile::punch`].
+    pub fn punch_replicas(&mut self, page: u32) -> io::Result<()> {
+        for Replica { file, filled } in self.replicas.values_mut() {
+            if filled.contains(page) {
+                file.punch(u64::from(page) * PAGE)?;
+                filled.set(page, false);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -232,6 +234,11 @@ impl Bits {
         } else if let Some(word) = self.0.get_mut(word) {
             *word &= !bit;
         }
+    }
+
+    fn contains(&self, index: u32) -> bool {
+        let word = self.0.get(index as usize / 64);
+        word.is_some_and(|word| word & 1 << (index % 64) != 0)
     }
 
     /// Runs of neighbours: first index and length.

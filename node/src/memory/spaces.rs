@@ -17,7 +17,7 @@ use migshm_protocol::ids::PAGE_SIZE;
 use migshm_protocol::{Page, SegmentId};
 
 use super::PAGE;
-use super::mappings::{AttachId, Mapping, Mappings};
+use super::mappings::{AttachId, Mapping, Mappings, View};
 use super::segment::Segment;
 use crate::uffd::{Done, Event, Uffd};
 
@@ -162,6 +162,7 @@ impl Spaces {
         attach: AttachId,
         id: SegmentId,
         segment: &Segment,
+        view: View,
         address: u64,
     ) -> (Vec<SegmentId>, io::Result<()>) {
         if !self.spaces.contains_key(&space) {
@@ -177,12 +178,15 @@ impl Spaces {
             address,
             first_page: 0,
             pages: segment.pages(),
+            view,
             counts: true,
         };
         let ended = self.unmap_range(space, address, mapping.end());
         self.mappings.link(mapping, id);
         if segment.is_tracked() {
             self.register(&mapping);
+        }
+        if segment.is_tracked() && view == View::Pages {
             for (first, count) in segment.protected() {
                 let start = address + u64::from(first) * PAGE;
                 self.in_space(space, |uffd| {
@@ -206,7 +210,11 @@ impl Spaces {
         let Some(uffd) = self.uffd(mapping.space) else {
             return;
         };
-        if let Err(error) = uffd.register(mapping.address, mapping.length()) {
+        let registered = match mapping.view {
+            View::Pages => uffd.register(mapping.address, mapping.length()),
+            View::Replica(_) => uffd.register_missing(mapping.address, mapping.length()),
+        };
+        if let Err(error) = registered {
             tracing::error!(space = mapping.space.0, %error, "a mapping cannot be tracked");
         }
     }
@@ -292,6 +300,16 @@ impl Spaces {
         }
     }
 
+    /// Has a touch handled as if it came now.
+    pub fn report_again(&mut self, space: SpaceId, address: u64, write: bool) {
+        let fault = Report::Fault {
+            address,
+            write,
+            thread: 0,
+        };
+        self.reports.push_back((space, fault));
+    }
+
     /// The oldest report not yet handled.
     pub fn next_report(&mut self) -> Option<(SpaceId, Report)> {
         self.reports.pop_front()
@@ -324,6 +342,9 @@ impl Spaces {
             let mut index = 0;
             while let Some(&mapping) = self.mappings.of_segment(page.segment).get(index) {
                 index += 1;
+                if mapping.view != View::Pages {
+                    continue;
+                }
                 if let Some(address) = mapping.address_of(page.index) {
                     self.in_space(mapping.space, |uffd| uffd.protect(address, PAGE, true));
                 }

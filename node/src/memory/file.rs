@@ -1,0 +1,212 @@
+//! Pages in a sealed memfd, into which only the daemon's own mapping puts pages once they are
+//! tracked.
+//!
+//! A page is put in by `UFFDIO_COPY` only (atomic: no neighbour maps a half-written page), through
+//! the daemon's own mapping, which is registered for nothing but that. The daemon itself reads by
+//! `pread`, which neither faults nor fills a hole. Punching a page out of the memfd takes it from
+//! every process at once.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use migshm_coherence::PageSet;
+use migshm_protocol::Extent;
+use migshm_protocol::ids::{EXTENT_PAGES, PAGE_SIZE};
+
+use super::PAGE;
+use crate::uffd::{Done, Uffd};
+
+const MEMFD_NAME: &CStr = c"migshm";
+
+/// What a process may do that reopens a descriptor of the memfd through `/proc/self/fd`, which
+/// the memfd's mode decides: a reader must not become a writer by that.
+const MEMFD_MODE: libc::mode_t = 0o600;
+
+/// Pages that local processes may map.
+pub struct PageFile {
+    memfd: File,
+    pages: u32,
+    /// The daemon's own mapping; there while the pages are tracked.
+    own: Option<OwnMapping>,
+}
+
+impl PageFile {
+    /// Memory of `size` bytes, all holes. Sealed, so that no process that maps it can resize it.
+    ///
+    /// # Errors
+    /// Those of `memfd_create(2)`, `fchmod(2)` and `ftruncate(2)`.
+    pub fn new(size: u64) -> io::Result<PageFile> {
+        let pages = u32::try_from(size.div_ceil(PAGE)).map_err(|_| io::ErrorKind::FileTooLarge)?;
+        // SAFETY: the name is a C string; the call returns a new descriptor or -1.
+        let fd = unsafe {
+            libc::memfd_create(
+                MEMFD_NAME.as_ptr(),
+                libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING,
+            )
+        };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: `fd` is a descriptor that nothing else owns.
+        let memfd = unsafe { File::from_raw_fd(fd) };
+        // SAFETY: plain fchmod on an owned descriptor.
+        if unsafe { libc::fchmod(fd, MEMFD_MODE) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        memfd.set_len(u64::from(pages) * PAGE)?;
+        let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+        // SAFETY: plain fcntl on an owned descriptor.
+        if unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, seals) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(PageFile {
+            memfd,
+            pages,
+            own: None,
+        })
+    }
+
+    /// How many pages it has.
+    #[must_use]
+    pub fn pages(&self) -> u32 {
+        self.pages
+    }
+
+    /// Whether its pages are tracked.
+    #[must_use]
+    pub fn is_tracked(&self) -> bool {
+        self.own.is_some()
+    }
+
+    /// A descriptor to hand to a process. One that is not writable cannot be mapped writable, now
+    /// or later.
+    ///
+    /// # Errors
+    /// Those of `open(2)`.
+    pub fn descriptor(&self, writable: bool) -> io::Result<OwnedFd> {
+        if writable {
+            return Ok(self.memfd.try_clone()?.into());
+        }
+        Ok(File::open(format!("/proc/self/fd/{}", self.memfd.as_raw_fd()))?.into())
+    }
+
+    /// Makes the daemon's own mapping, through which `uffd` puts pages in from now on.
+    ///
+    /// # Errors
+    /// Those of `mmap(2)` and `UFFDIO_REGISTER`.
+    pub fn track(&mut self, uffd: &Uffd) -> io::Result<()> {
+        let mapping = self.map_own()?;
+        uffd.register(mapping.address, mapping.length as u64)?;
+        self.own = Some(mapping);
+        Ok(())
+    }
+
+    fn map_own(&self) -> io::Result<OwnMapping> {
+        let length = self.pages as usize * PAGE_SIZE;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new shared mapping at an address of the kernel's choice; never dereferenced.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length,
+                protection,
+                libc::MAP_SHARED,
+                self.memfd.as_raw_fd(),
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: advice on the mapping just made. A huge page could not be punched out in part.
+        unsafe { libc::madvise(address, length, libc::MADV_NOHUGEPAGE) };
+        Ok(OwnMapping {
+            address: address as u64,
+            length,
+        })
+    }
+
+    /// Puts a page in at `offset`: `contents`, or else zeros.
+    ///
+    /// # Errors
+    /// `NotFound` unless tracked, by this `uffd`; else those of [`Uffd::copy`].
+    pub fn put(&self, uffd: &Uffd, offset: u64, contents: Option<&[u8]>) -> io::Result<Done> {
+        let own = self.own.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let address = own.address + offset;
+        match contents {
+            Some(bytes) => uffd.copy(address, bytes),
+            None => uffd.zero(address),
+        }
+    }
+
+    /// Frees the page at `offset`, whoever maps it.
+    ///
+    /// # Errors
+    /// Those of `fallocate(2)`.
+    pub fn punch(&self, offset: u64) -> io::Result<()> {
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        let offset = libc::off_t::try_from(offset).expect("a file offset");
+        let length = libc::off_t::try_from(PAGE).expect("a file offset");
+        // SAFETY: plain fallocate on an owned descriptor; mappings of a hole fault, as they must.
+        if unsafe { libc::fallocate(self.memfd.as_raw_fd(), mode, offset, length) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    /// Copies bytes out from `offset` on; zeros for a hole.
+    ///
+    /// # Errors
+    /// Those of `pread(2)`.
+    pub fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.memfd.read_exact_at(buffer, offset)
+    }
+
+    /// Whether there is a page at `offset`, and not a hole.
+    #[must_use]
+    pub fn is_present(&self, offset: u64) -> bool {
+        self.next_data(offset) == Some(offset)
+    }
+
+    /// Which pages of an extent are not holes, by their index in the extent.
+    #[must_use]
+    pub fn present(&self, extent: Extent) -> PageSet {
+        let mut set = PageSet::default();
+        let start = u64::from(extent.first_page()) * PAGE;
+        let end = start + u64::from(EXTENT_PAGES) * PAGE;
+        let mut offset = start;
+        while let Some(data) = self.next_data(offset).filter(|data| *data < end) {
+            set.insert(u32::try_from((data - start) / PAGE).expect("inside the extent"));
+            offset = data + PAGE;
+        }
+        set
+    }
+
+    /// Offset of the first page at or after `offset` that is not a hole.
+    fn next_data(&self, offset: u64) -> Option<u64> {
+        let offset = libc::off_t::try_from(offset).ok()?;
+        // SAFETY: plain lseek on an owned descriptor, whose position nothing uses.
+        u64::try_from(unsafe { libc::lseek(self.memfd.as_raw_fd(), offset, libc::SEEK_DATA) }).ok()
+    }
+
+    /// Bytes of memory that it takes; nothing is known if `fstat(2)` fails.
+    #[must_use]
+    pub fn resident(&self) -> Option<u64> {
+        Some(self.memfd.metadata().ok()?.blocks() * 512)
+    }
+}
+
+struct OwnMapping {
+    address: u64,
+    length: usize,
+}
+
+impl Drop for OwnMapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `PageFile::map_own`, nothing refers into it.
+        unsafe { libc::munmap(self.address as *mut libc::c_void, self.length) };
+    }
+}
