@@ -30,7 +30,7 @@ use migshm_coherence::PageSet;
 use migshm_protocol::ids::PAGE_SIZE;
 use migshm_protocol::page::Access;
 use migshm_protocol::{Extent, Page, SegmentId};
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 
 use crate::cached::Cached;
 use crate::uffd::{Done, Uffd};
@@ -57,8 +57,8 @@ pub struct Memory {
     woken: VecDeque<(Page, Waiter)>,
     /// Pages that some replica has, or had.
     replicated: Cached,
-    /// Pages that came and could not be kept.
-    lost: FxHashSet<Page>,
+    /// Pages that came and that the page cache did not take: what they contain.
+    unplaced: FxHashMap<Page, Box<[u8]>>,
 }
 
 /// A thread that waits for a page.
@@ -87,7 +87,7 @@ impl Memory {
             waiting: FxHashMap::default(),
             woken: VecDeque::with_capacity(WOKEN),
             replicated: Cached::default(),
-            lost: FxHashSet::default(),
+            unplaced: FxHashMap::default(),
         })
     }
 
@@ -106,7 +106,7 @@ impl Memory {
             self.spaces.remove_segment(id);
             self.waiting.retain(|page, _| page.segment != id);
             self.woken.retain(|(page, _)| page.segment != id);
-            self.lost.retain(|page| page.segment != id);
+            self.unplaced.retain(|page, _| page.segment != id);
             self.replicated.remove_segment(id);
         }
     }
@@ -253,30 +253,35 @@ impl Memory {
     /// Puts a page in (zeros without `contents`), with the given access for every process, and
     /// wakes who waits for it.
     pub fn install(&mut self, page: Page, access: Access, contents: Option<&[u8]>) {
-        match access {
-            Access::Read => self.protect(page),
-            Access::Write => self.release(page),
-        }
-        self.put(page, contents);
+        self.put(page, access, contents);
         self.wake_waiters(page);
     }
 
-    fn put(&mut self, page: Page, contents: Option<&[u8]>) {
-        let mut result = self.try_put(page, contents);
+    fn put(&mut self, page: Page, access: Access, contents: Option<&[u8]>) {
+        let mut result = self.try_put(page, access, contents);
         if matches!(result, Ok(Done::Exists)) {
             // Some process got at the page cache untracked; what it put there is not the page.
             tracing::error!(%page, "page in the way");
             self.drop_page(page);
-            result = self.try_put(page, contents);
+            result = self.try_put(page, access, contents);
         }
-        if !matches!(result, Ok(Done::Yes)) {
-            tracing::error!(%page, ?result, "cannot keep page: SIGBUS for who needs it");
-            self.lost.insert(page);
-            self.poison(page);
+        if matches!(result, Ok(Done::Yes)) {
+            self.unplaced.remove(&page);
+            return;
         }
+        tracing::error!(%page, ?result, "no memory for page: SIGBUS for who needs it here");
+        let zeros = [0; PAGE_SIZE];
+        let contents = contents.unwrap_or(&zeros);
+        self.unplaced.insert(page, contents.into());
+        self.poison(page);
     }
 
-    fn try_put(&self, page: Page, contents: Option<&[u8]>) -> io::Result<Done> {
+    fn try_put(&mut self, page: Page, access: Access, contents: Option<&[u8]>) -> io::Result<Done> {
+        // Each time: a page that goes takes its protection with it.
+        match access {
+            Access::Read => self.protect(page),
+            Access::Write => self.release(page),
+        }
         let (Some(uffd), Some(segment)) = (&self.own, self.segments.get(&page.segment)) else {
             return Err(io::ErrorKind::NotFound.into());
         };
@@ -324,15 +329,13 @@ impl Memory {
 
     /// Lets a thread go on whose page has come, or was granted, between its fault and now.
     pub fn retry(&mut self, page: Page, space: SpaceId, address: u64, access: Access) {
-        if self.lost.contains(&page) {
-            return self.spaces.poison_at(space, address);
-        }
         if !self.is_present(page) {
-            // The program itself gave the page back (MADV_REMOVE), so it reads as zeros.
-            if access == Access::Read {
-                self.protect(page);
+            // Unless it is unplaced, the program itself gave it back (MADV_REMOVE): zeros.
+            let contents = self.unplaced.get(&page).cloned();
+            self.put(page, access, contents.as_deref());
+            if self.unplaced.contains_key(&page) {
+                return self.spaces.poison_at(space, address);
             }
-            self.put(page, None);
         }
         if access == Access::Write {
             self.release(page);
@@ -373,6 +376,7 @@ impl Memory {
 
     /// Takes a page from every process and frees it.
     pub fn drop_page(&mut self, page: Page) {
+        self.unplaced.remove(&page);
         self.release(page);
         let Some(segment) = self.segments.get(&page.segment) else {
             return;
@@ -391,6 +395,9 @@ impl Memory {
 
     /// Copies a page's bytes out; zeros if it is a hole.
     pub fn read(&self, page: Page, buffer: &mut [u8]) {
+        if let Some(bytes) = self.unplaced.get(&page) {
+            return buffer.copy_from_slice(bytes);
+        }
         let segment = self.segments.get(&page.segment);
         let read = segment.map(|s| s.read(page.offset(), buffer));
         if !matches!(read, Some(Ok(()))) {
@@ -499,5 +506,48 @@ impl migshm_coherence::Memory for Memory {
     fn present(&self, extent: Extent) -> PageSet {
         let segment = self.segments.get(&extent.segment);
         segment.map(|s| s.present(extent)).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_that_finds_no_room_is_neither_lost_nor_zeros() {
+        let Ok(device) = Uffd::device() else {
+            return eprintln!("skipped: userfaultfd is not to be had");
+        };
+        let mut memory = Memory::new(Some(&device)).expect("a userfaultfd");
+        let segment = SegmentId(1);
+        memory.add_segment(segment, 4 * PAGE).expect("a memfd");
+        memory.track(segment).expect("it can be registered");
+        let page = Page { segment, index: 1 };
+        let contents = [7; PAGE_SIZE];
+        let read = |memory: &Memory| {
+            let mut bytes = [1; PAGE_SIZE];
+            memory.read(page, &mut bytes);
+            bytes
+        };
+
+        let own = memory.own.take();
+        memory.install(page, Access::Write, Some(&contents));
+        assert!(!memory.is_present(page));
+        assert_eq!(read(&memory), contents, "what another node is sent");
+
+        // There is room again when a thread touches it.
+        memory.own = own;
+        memory.retry(page, SpaceId(0), 0, Access::Write);
+        assert!(memory.is_present(page));
+        assert_eq!(read(&memory), contents);
+
+        let own = memory.own.take();
+        memory.drop_page(page);
+        memory.install(page, Access::Read, None);
+        assert_eq!(read(&memory), [0; PAGE_SIZE]);
+        memory.drop_page(page);
+        memory.own = own;
+        memory.install(page, Access::Read, Some(&contents));
+        assert_eq!(read(&memory), contents, "nothing is left of what it was");
     }
 }
