@@ -328,13 +328,15 @@ impl Uffd {
     /// Reads the events that are there, without blocking.
     ///
     /// # Errors
-    /// Those of `read(2)` but `EAGAIN`, which is an empty answer.
+    /// Those of `read(2)` but `EAGAIN`, which is an empty answer. A fork for which there is no
+    /// descriptor (`EMFILE`) stays to be read, behind what has been.
     pub fn events(&self, events: &mut Vec<Event>) -> io::Result<()> {
-        while self.read_batch(events)? == BATCH {}
+        // A batch also ends before what cannot be read: only the next one tells.
+        while self.read_batch(events)? > 0 {}
         Ok(())
     }
 
-    /// Reads up to [`BATCH`] events; returns how many. Fewer mean that there were no more.
+    /// Reads up to [`BATCH`] events; returns how many.
     fn read_batch(&self, events: &mut Vec<Event>) -> io::Result<usize> {
         let mut messages = [Message {
             event: 0,

@@ -6,7 +6,7 @@
  *   segment KEY BYTES   shmget(IPC_CREAT), shmat      fill V      V to both ends of every page
  *   attach, detach      of the same segment           check V     `ok` if it is there
  *   nattch              shmctl(IPC_STAT)              remove      shmctl(IPC_RMID)
- *   mode M              shmctl(IPC_SET)
+ *   mode M              shmctl(IPC_SET)               children N  forks N that stay
  *   semaphore KEY       semget(IPC_CREAT)             change D    semop
  *   value               semctl(GETVAL)                lock D      semop with SEM_UNDO
  *   waiters             semctl(GETNCNT)               forget      semctl(IPC_RMID)
@@ -15,10 +15,12 @@
  *                                                     drop        msgctl(IPC_RMID)
  */
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ipc.h>
 #include <sys/msg.h>
+#include <sys/prctl.h>
 #include <sys/sem.h>
 #include <sys/shm.h>
 #include <unistd.h>
@@ -73,6 +75,23 @@ static long set_mode(long mode)
     return shmctl(segment, IPC_SET, &status);
 }
 
+static long have_children(long count)
+{
+    pid_t parent = getpid();
+    while (count-- > 0) {
+        pid_t child = fork();
+        if (child == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            while (getppid() == parent)
+                pause();
+            _exit(0);
+        }
+        if (child == -1)
+            return -1;
+    }
+    return 0;
+}
+
 static long change(long delta, short flags)
 {
     return semop(set, &(struct sembuf){.sem_op = (short)delta, .sem_flg = flags}, 1);
@@ -120,6 +139,8 @@ static int obey(const char *verb, long first, long second)
         answer_value(nattch());
     else if (strcmp(verb, "mode") == 0)
         answer(set_mode(first));
+    else if (strcmp(verb, "children") == 0)
+        answer(have_children(first));
     else if (strcmp(verb, "remove") == 0)
         answer(shmctl(segment, IPC_RMID, NULL));
     else if (strcmp(verb, "semaphore") == 0)

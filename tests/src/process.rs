@@ -181,6 +181,20 @@ impl Process {
         assert_eq!(self.ask(line), "ok", "{line}");
     }
 
+    /// Waits for the program's own end.
+    ///
+    /// # Panics
+    /// If it does not end in a generous time.
+    #[track_caller]
+    pub fn end(mut self) -> ExitStatus {
+        let mut status = None;
+        crate::eventually("the program ends", || {
+            status = self.child.try_wait().expect("it is a child");
+            status.is_some()
+        });
+        status.expect("it has ended")
+    }
+
     /// Ends the program with SIGKILL.
     pub fn kill(self) {}
 }

@@ -1,6 +1,8 @@
 //! Processes that die, on one node as seen from another.
 
-use migshm_tests::{Lab, eventually};
+use std::os::unix::process::ExitStatusExt;
+
+use migshm_tests::{Lab, descriptors, eventually};
 
 #[test]
 fn locks_survive_holders_that_are_killed_anywhere() {
@@ -134,4 +136,47 @@ fn a_removed_segment_goes_with_its_last_process() {
     eventually("one attach is left", || last.ask("nattch") == "1");
     last.kill();
     eventually("it is gone", || lab.ipcs()["sharedmemory"][0].is_null());
+}
+
+#[test]
+fn a_process_that_forks_more_than_can_be_watched_ends_alone() {
+    let lab = Lab::new(2);
+    let mut writers = [lab.start(1, "sysv"), lab.start(2, "sysv")];
+    let mut forker = lab.start(1, "sysv");
+    for process in writers.iter_mut().chain([&mut forker]) {
+        process.obey("segment 1 65536");
+        process.obey("fill 1");
+    }
+    let daemon = lab.pid("node1");
+    let before = limit_descriptors(daemon, None);
+    let few = libc::rlimit {
+        rlim_cur: descriptors(daemon) as u64 + 10,
+        ..before
+    };
+    limit_descriptors(daemon, Some(few));
+    forker.tell("children 100");
+    let end = forker.end();
+    assert_eq!(end.signal(), Some(libc::SIGKILL), "{end}");
+    for value in [2, 3] {
+        writers[value % 2].obey(&format!("fill {value}"));
+        writers[1 - value % 2].obey(&format!("check {value}"));
+    }
+    limit_descriptors(daemon, Some(before));
+    eventually("what it had is counted off", || {
+        writers[0].ask("nattch") == "2"
+    });
+    assert_eq!(lab.status(1)["tracking"], true);
+}
+
+/// Sets, or only tells, how many descriptors a process may have.
+fn limit_descriptors(pid: i32, limit: Option<libc::rlimit>) -> libc::rlimit {
+    let mut before = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    let new = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: live structures, or null for no change.
+    let result = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, new, &raw mut before) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    before
 }

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 use std::time::Duration;
@@ -56,7 +57,9 @@ pub struct Spaces {
 
 struct Space {
     uffd: Option<Rc<Uffd>>,
-    /// `/proc/PID/pagemap`, once the process is known.
+    /// `/proc/PID`, once the process is known.
+    process: Option<File>,
+    /// Its `pagemap`, while there are descriptors enough.
     pagemap: Option<File>,
     /// Address of the anchor page; 0 without userfaultfd.
     anchor: u64,
@@ -82,6 +85,7 @@ impl Spaces {
             id,
             Space {
                 uffd: uffd.map(Rc::new),
+                process: None,
                 pagemap: None,
                 anchor,
             },
@@ -97,10 +101,14 @@ impl Spaces {
 
     /// Says whose address space it is.
     pub fn identify(&mut self, id: SpaceId, pid: i32) {
+        let open = |name: &str| {
+            File::open(format!("/proc/{pid}{name}"))
+                .inspect_err(|error| tracing::debug!(pid, %error, "cannot look at a process"))
+                .ok()
+        };
         if let Some(space) = self.spaces.get_mut(&id) {
-            space.pagemap = File::open(format!("/proc/{pid}/pagemap"))
-                .inspect_err(|error| tracing::debug!(pid, %error, "cannot open pagemap"))
-                .ok();
+            space.process = open("");
+            space.pagemap = open("/pagemap");
         }
     }
 
@@ -253,8 +261,12 @@ impl Spaces {
     pub fn collect(&mut self, space: SpaceId) {
         let Some(uffd) = self.uffd(space) else { return };
         let mut events = Vec::new();
-        if let Err(error) = uffd.events(&mut events) {
-            tracing::warn!(space = space.0, %error, "cannot read userfaultfd events");
+        while let Err(error) = uffd.events(&mut events) {
+            if !self.spare_descriptor() {
+                tracing::error!(space = space.0, %error, "cannot watch a forked child");
+                self.kill(space);
+                break;
+            }
         }
         for event in events {
             match event {
@@ -279,6 +291,7 @@ impl Spaces {
                         child,
                         Space {
                             uffd: Some(Rc::new(uffd)),
+                            process: None,
                             pagemap: None,
                             anchor,
                         },
@@ -298,6 +311,24 @@ impl Spaces {
                 }
             }
         }
+    }
+
+    /// Closes a descriptor that can be done without; whether there was one.
+    fn spare_descriptor(&mut self) -> bool {
+        let mut spaces = self.spaces.values_mut();
+        spaces.any(|space| space.pagemap.take().is_some())
+    }
+
+    /// Ends the process that an address space is of, and so a fork that is under way: better than a
+    /// child that nobody watches, or a node that waits for it.
+    fn kill(&self, space: SpaceId) {
+        let Some(process) = self.spaces.get(&space).and_then(|s| s.process.as_ref()) else {
+            return;
+        };
+        let (fd, no_info) = (process.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+        // SAFETY: plain integers and a null pointer, which is permitted. The descriptor is of the
+        // very process, should its pid be another's by now.
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, libc::SIGKILL, no_info, 0) };
     }
 
     /// Has a touch handled as if it came now.
