@@ -147,6 +147,13 @@ impl Node {
                 }
                 self.answer(from, id, Ok(Answer::Value(0)), &[], None);
             }
+            ToNode::Remapped { id } => {
+                if let Some(space) = self.space_after_forks(caller.pid) {
+                    self.memory.spaces.look(space);
+                    self.settle();
+                }
+                self.answer(from, id, Ok(Answer::Value(0)), &[], None);
+            }
             ToNode::Status { id } => {
                 let status = self.status().to_string();
                 self.answer(from, id, Ok(Answer::Value(0)), status.as_bytes(), None);
@@ -375,6 +382,14 @@ impl Node {
         self.report_inherited(child, pid);
     }
 
+    /// Attaches ended by what a process did to its memory.
+    pub(crate) fn on_attaches_ended(&mut self, space: SpaceId, segments: &[SegmentId]) {
+        let pid = self.spaces.get(&space).and_then(|r| r.pid).unwrap_or(0);
+        for segment in segments {
+            self.detached(*segment, 1, pid);
+        }
+    }
+
     /// A forked child touched its anchor page.
     ///
     /// The thread's id is in its own pid namespace, so in a container it may name another process:
@@ -415,6 +430,7 @@ impl Node {
         }
         if let Some(resident) = self.spaces.get_mut(&space) {
             resident.pid = None;
+            self.memory.spaces.forget_process(space);
         }
         self.quiet_space.notify_one();
     }
@@ -654,10 +670,13 @@ impl Node {
     }
 
     fn on_mapped(&mut self, from: ConnectionId, id: u64, attach: AttachId, address: u64) {
-        let expected = |a: &Attaching| a.connection == from;
-        if !self.mapping.get(&attach).is_some_and(expected) {
+        let expected = |a: &&Attaching| a.connection == from;
+        let Some(&Attaching { space, .. }) = self.mapping.get(&attach).filter(expected) else {
             return;
-        }
+        };
+        // Children that were forked before have no copy of this.
+        self.memory.spaces.await_forks(space);
+        self.settle();
         let Some(Attaching {
             space,
             segment,
@@ -695,13 +714,22 @@ impl Node {
     fn on_detach(&mut self, from: ConnectionId, theirs: u64, caller: &Caller, address: u64) {
         let space = self.space_after_forks(caller.pid);
         let found = space.and_then(|space| self.memory.spaces.mappings.attach_at(space, address));
-        let (Some(space), Some((attach, segment, runs))) = (space, found) else {
+        let Some((attach, segment, runs)) = found else {
             return self.answer(from, theirs, Err(Errno::EINVAL), &[], None);
         };
-        self.memory.spaces.mappings.stop_counting(space, attach);
         let mut pieces = Pieces::default();
-        for (piece, run) in pieces.iter_mut().zip(&runs) {
+        let runs = &runs[..runs.len().min(pieces.len())];
+        for (piece, run) in pieces.iter_mut().zip(runs) {
             *piece = (run.first_page, run.pages);
+        }
+        if !self.memory.spaces.mappings.stop_counting(segment, runs) {
+            // A part of it is elsewhere, or more than can be told at once, and stays an attach.
+            let message = FromNode::Detaching {
+                id: theirs,
+                attach: attach.0,
+                pieces,
+            };
+            return self.post(from, &message, &[], None);
         }
         let id = self.next_id();
         if let Some(connection) = self.connections.get_mut(&from) {

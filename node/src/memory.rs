@@ -16,8 +16,10 @@
 //!
 //! Processes that may only read see replicas of the pages instead; see [`segment`].
 
+mod bits;
 mod file;
 mod mappings;
+mod maps;
 mod segment;
 mod spaces;
 
@@ -351,27 +353,19 @@ impl Memory {
 
     /// Keeps every process from writing a page, mapped there yet or not.
     pub fn protect(&mut self, page: Page) {
-        self.note_protection(page, true);
         self.spaces.protect(page);
     }
 
     /// Whether nobody can write a page here.
     #[must_use]
     pub fn is_protected(&self, page: Page) -> bool {
-        let segment = self.segments.get(&page.segment);
-        segment.is_some_and(|s| s.is_protected(page.index))
+        self.spaces.is_protected(page)
     }
 
     /// Permits that a page becomes writable here.
     fn release(&mut self, page: Page) {
         self.empty_replicas(page);
-        self.note_protection(page, false);
-    }
-
-    fn note_protection(&mut self, page: Page, on: bool) {
-        if let Some(segment) = self.segments.get_mut(&page.segment) {
-            segment.note_protection(page.index, on);
-        }
+        self.spaces.release(page);
     }
 
     /// Takes a page from every process and frees it.

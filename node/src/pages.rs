@@ -204,6 +204,7 @@ impl Node {
     pub(crate) fn on_report(&mut self, space: SpaceId, report: Report) {
         match report {
             Report::Forked(child) => self.on_fork(space, child),
+            Report::Ended(segments) => self.on_attaches_ended(space, &segments),
             Report::Fault {
                 address, thread, ..
             } if self.memory.spaces.is_anchor(space, address) => {

@@ -10,7 +10,7 @@ use crate::call::{Call, Errno, Outcome};
 use crate::ids::NodeId;
 
 /// Version of this link; both sides ship together, so any difference is refused.
-pub const LOCAL_VERSION: u32 = 3;
+pub const LOCAL_VERSION: u32 = 4;
 
 /// File name of the daemon's socket in its runtime directory.
 pub const SOCKET: &str = "node.sock";
@@ -89,6 +89,12 @@ pub enum ToNode {
         /// Its length in bytes, whole pages.
         length: u64,
     },
+    /// The program's own `mremap` is done: attaches may be elsewhere, shorter or longer than
+    /// before. Answered by [`FromNode::Answer`] when the daemon has seen what is where.
+    Remapped {
+        /// Echoed in the answer.
+        id: u64,
+    },
     /// What the daemon counts and knows; answered by [`FromNode::Answer`], JSON after it.
     Status {
         /// Echoed in the answer.
@@ -131,6 +137,5 @@ pub enum FromNode {
 }
 
 /// Runs of an attach's pages: the index of the first and how many; those of none mean nothing.
-/// Those that do not fit are not listed: their memory stays mapped, as that of an attach that was
-/// taken apart and never detached.
+/// Those that do not fit are not listed: they stay an attach, as what was moved away does.
 pub type Pieces = [(u32, u32); 16];

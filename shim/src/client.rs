@@ -30,14 +30,22 @@ pub fn call(call: Call) -> Result<Answer, Errno> {
 /// Tells a daemon that is there that nothing is mapped any more in a range, and waits until it
 /// has noted that.
 pub fn tell_unmapping(address: usize, length: usize) -> Result<(), Errno> {
-    let session = Session::begin_with(Absent::Fail)?;
-    let id = process::request_id();
-    let message = ToNode::Unmapping {
+    tell_change(|id| ToNode::Unmapping {
         id,
         address: address as u64,
         length: length as u64,
-    };
-    session.tell(&message, Raw::NONE, None)?;
+    })
+}
+
+/// Tells a daemon that is there that attaches may be elsewhere, and waits until it has looked.
+pub fn tell_remapped() -> Result<(), Errno> {
+    tell_change(|id| ToNode::Remapped { id })
+}
+
+fn tell_change(message: impl FnOnce(u64) -> ToNode) -> Result<(), Errno> {
+    let session = Session::begin_with(Absent::Fail)?;
+    let id = process::request_id();
+    session.tell(&message(id), Raw::NONE, None)?;
     session.outcome(id, Patience::Endless).map(drop)
 }
 

@@ -5,7 +5,7 @@
 use std::ffi::{c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use libc::{c_long, key_t, sembuf, size_t, ssize_t, timespec};
+use libc::{c_long, key_t, off_t, sembuf, size_t, ssize_t, timespec};
 use migshm_protocol::call::Errno;
 
 use crate::{anchor, msg, sem, shm, sys};
@@ -32,6 +32,35 @@ redhook::hook! {
     unsafe fn munmap(address: *mut c_void, length: size_t) -> c_int => on_munmap {
         // SAFETY: the program's own call.
         enter(|| unsafe { shm::unmap(address as usize, length) }) as c_int
+    }
+}
+
+redhook::hook! {
+    unsafe fn mmap(address: *mut c_void, length: size_t, protection: c_int, flags: c_int, fd: c_int,
+        offset: off_t) -> *mut c_void => on_mmap {
+        // SAFETY: the program's own call.
+        enter(|| unsafe {
+            shm::map(address as usize, length, protection, flags, fd, offset)
+        }) as *mut c_void
+    }
+}
+
+redhook::hook! {
+    unsafe fn mmap64(address: *mut c_void, length: size_t, protection: c_int, flags: c_int,
+        fd: c_int, offset: off_t) -> *mut c_void => on_mmap64 {
+        // SAFETY: as for mmap, which it is the same as.
+        unsafe { on_mmap(address, length, protection, flags, fd, offset) }
+    }
+}
+
+// Variadic in C, as `semctl`: the fifth argument is there with MREMAP_FIXED.
+redhook::hook! {
+    unsafe fn mremap(address: *mut c_void, length: size_t, new_length: size_t, flags: c_int,
+        new_address: *mut c_void) -> *mut c_void => on_mremap {
+        // SAFETY: the program's own call.
+        enter(|| unsafe {
+            shm::remap(address as usize, length, new_length, flags, new_address as usize)
+        }) as *mut c_void
     }
 }
 

@@ -46,7 +46,7 @@ pub static REACH: Reach = Reach {
     end: AtomicUsize::new(0),
 };
 
-/// The smallest range that covers all ranges included so far. It tells most calls of `munmap`
+/// The smallest range that covers all ranges included so far. It tells most calls of `munmap` and kin
 /// from those that the daemon must hear of, at the price of two loads.
 pub struct Reach {
     start: AtomicUsize,

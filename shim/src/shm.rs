@@ -151,6 +151,66 @@ pub unsafe fn unmap(address: usize, length: usize) -> Result<isize, Errno> {
     unsafe { sys::munmap(address, length) }.map(|()| 0)
 }
 
+/// `mmap(2)`, by which a program may put something else over an attach, or over a part of it.
+///
+/// What was there is unmapped first, as by [`unmap`], if there will be something to put there.
+///
+/// # Safety
+/// As for `mmap`.
+pub unsafe fn map(
+    address: usize,
+    length: usize,
+    protection: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: i64,
+) -> Result<isize, Errno> {
+    let whole = length.next_multiple_of(PAGE_SIZE);
+    let replaces = flags & libc::MAP_FIXED != 0 && flags & libc::MAP_FIXED_NOREPLACE == 0;
+    if replaces && address.is_multiple_of(PAGE_SIZE) && REACH.overlaps(address, whole) {
+        let elsewhere = flags & !(libc::MAP_FIXED | libc::MAP_POPULATE | libc::MAP_LOCKED);
+        // SAFETY: a new mapping at an address of the kernel's choice, of which nobody knows.
+        unsafe {
+            let trial = sys::mmap(0, length, protection, elsewhere, fd, offset)?;
+            sys::munmap(trial, length)?;
+        }
+        // SAFETY: by the caller.
+        unsafe { sys::reserve_over(address, whole) }?;
+        // If there is no daemon, there is nobody to tell.
+        let _ = client::tell_unmapping(address, whole);
+    }
+    // SAFETY: by the caller.
+    unsafe { sys::mmap(address, length, protection, flags, fd, offset) }
+        .map(|address| address as isize)
+}
+
+/// `mremap(2)`, by which a program may move an attach, make it shorter or longer, or put something
+/// over it. The daemon looks what has become of all attaches before the program knows where to.
+///
+/// # Safety
+/// As for `mremap`.
+pub unsafe fn remap(
+    address: usize,
+    length: usize,
+    new_length: usize,
+    flags: c_int,
+    new_address: usize,
+) -> Result<isize, Errno> {
+    let covers = flags & libc::MREMAP_FIXED != 0 && REACH.overlaps(new_address, new_length);
+    // A length of 0 asks for a second mapping of what is there.
+    let concerned = covers || REACH.overlaps(address, length.max(1));
+    // SAFETY: by the caller.
+    let result = unsafe { sys::mremap(address, length, new_length, flags, new_address) };
+    if concerned {
+        if let Ok(to) = result {
+            REACH.include(to, new_length);
+        }
+        // One that fails may have unmapped what was where it should go to.
+        let _ = client::tell_remapped();
+    }
+    result.map(|to| to as isize)
+}
+
 /// `shmctl(2)`.
 pub fn control(id: c_int, command: c_int, buffer: usize) -> Result<isize, Errno> {
     if id < 0 {
@@ -240,32 +300,17 @@ impl Mapping {
         } else {
             protection(flags)
         };
+        let flags = libc::MAP_SHARED | how;
         // SAFETY: replaces a mapping only where the program asked for it by SHM_REMAP.
-        let address = unsafe {
-            libc::mmap(
-                wanted as *mut c_void,
-                length,
-                protection,
-                libc::MAP_SHARED | how,
-                memory.as_raw_fd(),
-                0,
-            )
-        };
-        if address == libc::MAP_FAILED {
-            let errno = sys::errno();
-            return Err(if errno == Errno::EEXIST {
-                Errno::EINVAL
-            } else {
-                errno
-            });
-        }
+        let mapped = unsafe { sys::mmap(wanted, length, protection, flags, memory.as_raw_fd(), 0) };
+        let address = mapped.map_err(|errno| match errno {
+            Errno::EEXIST => Errno::EINVAL,
+            errno => errno,
+        })?;
         // Coherence is by single pages. A kernel without huge pages refuses, and needs no telling.
         // SAFETY: advice on the mapping just made.
-        unsafe { libc::madvise(address, length, libc::MADV_NOHUGEPAGE) };
-        Ok(Mapping {
-            address: address as usize,
-            length,
-        })
+        unsafe { libc::madvise(address as *mut c_void, length, libc::MADV_NOHUGEPAGE) };
+        Ok(Mapping { address, length })
     }
 
     fn protect(&self, protection: c_int) -> Result<(), Errno> {

@@ -103,12 +103,7 @@ pub fn map_private(length: usize) -> Result<*mut c_void, Errno> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
-    let memory = unsafe { libc::mmap(ptr::null_mut(), length, protection, flags, -1, 0) };
-    if memory == libc::MAP_FAILED {
-        Err(errno())
-    } else {
-        Ok(memory)
-    }
+    unsafe { mmap(0, length, protection, flags, -1, 0) }.map(|memory| memory as *mut c_void)
 }
 
 /// Unmaps what one of the above mapped, when no reference into it is left.
@@ -127,21 +122,65 @@ pub fn unmap(memory: *mut c_void, length: usize) {
 pub unsafe fn reserve_over(address: usize, length: usize) -> Result<(), Errno> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
     // SAFETY: by the caller.
+    unsafe { mmap(address, length, libc::PROT_NONE, flags, -1, 0) }.map(drop)
+}
+
+/// The kernel's `mmap(2)`, past our own.
+///
+/// # Safety
+/// With `MAP_FIXED`, as for [`munmap`].
+///
+/// # Errors
+/// Those of the manual page.
+pub unsafe fn mmap(
+    address: usize,
+    length: usize,
+    protection: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: i64,
+) -> Result<usize, Errno> {
+    // SAFETY: by the caller.
     let result = unsafe {
-        libc::mmap(
-            address as *mut c_void,
+        libc::syscall(
+            libc::SYS_mmap,
+            address,
             length,
-            libc::PROT_NONE,
+            protection,
             flags,
-            -1,
-            0,
+            fd,
+            offset,
         )
     };
-    if result == libc::MAP_FAILED {
-        Err(errno())
-    } else {
-        Ok(())
-    }
+    check(result).map(|address| address as usize)
+}
+
+/// The kernel's `mremap(2)`, past our own.
+///
+/// # Safety
+/// As for [`munmap`], of the range that is left, and with `MREMAP_FIXED` that which is taken.
+///
+/// # Errors
+/// Those of the manual page.
+pub unsafe fn mremap(
+    address: usize,
+    length: usize,
+    new_length: usize,
+    flags: c_int,
+    new_address: usize,
+) -> Result<usize, Errno> {
+    // SAFETY: by the caller.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mremap,
+            address,
+            length,
+            new_length,
+            flags,
+            new_address,
+        )
+    };
+    check(result).map(|address| address as usize)
 }
 
 /// The kernel's `munmap(2)`, past our own.

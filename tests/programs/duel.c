@@ -773,7 +773,7 @@ int main(int argc, char **argv)
         next_random();
         int worker = (int)below(WORKERS);
         struct step s = random_step();
-        if (s.what == REMAP) /* not noticed yet where a segment is not tracked */
+        if (s.what == REMAP && !in_parts)
             continue;
         if (waits_on[worker] != -1) {
             if (!one_in(3))

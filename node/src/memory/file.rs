@@ -19,15 +19,25 @@ use migshm_protocol::ids::{EXTENT_PAGES, PAGE_SIZE};
 use super::PAGE;
 use crate::uffd::{Done, Uffd};
 
-const MEMFD_NAME: &CStr = c"migshm";
+pub(super) const MEMFD_NAME: &CStr = c"migshm";
 
 /// What a process may do that reopens a descriptor of the memfd through `/proc/self/fd`, which
 /// the memfd's mode decides: a reader must not become a writer by that.
 const MEMFD_MODE: libc::mode_t = 0o600;
 
+/// Which file a mapping is of, as `/proc/PID/maps` says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileId {
+    /// Number of its device.
+    pub device: (u32, u32),
+    /// Its inode.
+    pub inode: u64,
+}
+
 /// Pages that local processes may map.
 pub struct PageFile {
     memfd: File,
+    id: FileId,
     pages: u32,
     /// The daemon's own mapping; there while the pages are tracked.
     own: Option<OwnMapping>,
@@ -37,7 +47,7 @@ impl PageFile {
     /// Memory of `size` bytes, all holes. Sealed, so that no process that maps it can resize it.
     ///
     /// # Errors
-    /// Those of `memfd_create(2)`, `fchmod(2)` and `ftruncate(2)`.
+    /// Those of `memfd_create(2)`, `fchmod(2)`, `ftruncate(2)` and `fstat(2)`.
     pub fn new(size: u64) -> io::Result<PageFile> {
         let pages = u32::try_from(size.div_ceil(PAGE)).map_err(|_| io::ErrorKind::FileTooLarge)?;
         // SAFETY: the name is a C string; the call returns a new descriptor or -1.
@@ -62,11 +72,23 @@ impl PageFile {
         if unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, seals) } < 0 {
             return Err(io::Error::last_os_error());
         }
+        let metadata = memfd.metadata()?;
+        let device = metadata.dev();
         Ok(PageFile {
+            id: FileId {
+                device: (libc::major(device), libc::minor(device)),
+                inode: metadata.ino(),
+            },
             memfd,
             pages,
             own: None,
         })
+    }
+
+    /// Which file it is.
+    #[must_use]
+    pub fn id(&self) -> FileId {
+        self.id
     }
 
     /// How many pages it has.

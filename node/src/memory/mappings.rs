@@ -143,13 +143,26 @@ impl Mappings {
         self.segments.insert(child, segments);
     }
 
-    /// Stops counting an attach that the process is about to unmap. It is served until
-    /// [`Spaces::unmap_attach`](super::Spaces::unmap_attach), as other threads may still touch it.
-    pub fn stop_counting(&mut self, space: SpaceId, attach: AttachId) {
-        let mappings = self.mappings.values_mut().flatten();
-        for mapping in mappings.filter(|m| m.space == space && m.attach == attach) {
-            mapping.counts = false;
+    /// Stops counting runs of an attach that the process is about to unmap. They are served until
+    /// [`Spaces::unmap_attach`](super::Spaces::unmap_attach), as other threads may still touch them.
+    /// Whether the attach ends with them.
+    pub fn stop_counting(&mut self, segment: SegmentId, runs: &[Mapping]) -> bool {
+        let mappings = self.mappings.get_mut(&segment).into_iter().flatten();
+        let mut ends = true;
+        for mapping in mappings {
+            let same = |run: &Mapping| {
+                mapping.space == run.space
+                    && mapping.attach == run.attach
+                    && mapping.address == run.address
+            };
+            let beside = |run: &Mapping| mapping.space == run.space && mapping.attach == run.attach;
+            if runs.iter().any(same) {
+                mapping.counts = false;
+            } else if runs.iter().any(beside) {
+                ends &= !mapping.counts;
+            }
         }
+        ends
     }
 
     /// Takes a range out of an address space's mappings and returns what was there.
@@ -173,22 +186,18 @@ impl Mappings {
             for mapping in hit {
                 let from = start.max(mapping.address);
                 let to = end.min(mapping.end());
-                let slice = |from: u64, to: u64| Mapping {
-                    address: from,
-                    first_page: mapping.first_page
-                        + u32::try_from((from - mapping.address) / PAGE).expect("inside"),
-                    pages: u32::try_from((to - from) / PAGE).expect("inside"),
-                    ..mapping
-                };
-                taken.push((*id, slice(from, to)));
-                let rest = [slice(mapping.address, from), slice(to, mapping.end())];
+                taken.push((*id, mapping.slice(from, to)));
+                let rest = [
+                    mapping.slice(mapping.address, from),
+                    mapping.slice(to, mapping.end()),
+                ];
                 mappings.extend(rest.into_iter().filter(|m| m.pages > 0));
             }
         }
         taken
     }
 
-    /// Takes out what is left of an attach, wherever it is.
+    /// Takes out the runs of an attach that do not count any more.
     pub(super) fn carve_attach(
         &mut self,
         space: SpaceId,
@@ -197,10 +206,64 @@ impl Mappings {
         self.removals += 1;
         let mut taken = Vec::new();
         for (id, mappings) in &mut self.mappings {
-            let of_attach = |m: &mut Mapping| m.space == space && m.attach == attach;
+            let of_attach = |m: &mut Mapping| m.space == space && m.attach == attach && !m.counts;
             taken.extend(mappings.extract_if(.., of_attach).map(|m| (*id, m)));
         }
         taken
+    }
+
+    /// Replaces what is known of an address space by what was seen there. Runs that were known
+    /// stay what they are a piece of. Others are pieces of the attach that they most likely came
+    /// from (`mremap`): of the same pages, and gone from where it was.
+    pub(super) fn replace(&mut self, space: SpaceId, seen: &[Seen]) -> Replaced {
+        self.removals += 1;
+        let mut old: Vec<(SegmentId, Mapping)> = Vec::new();
+        for id in self.segments.get(&space).into_iter().flatten() {
+            let Some(mappings) = self.mappings.get_mut(id) else {
+                continue;
+            };
+            let of_space = mappings.extract_if(.., |m| m.space == space);
+            old.extend(of_space.map(|m| (*id, m)));
+        }
+        let mut rest = Vec::new();
+        for seen in seen {
+            let mut known: Vec<Mapping> = old
+                .iter()
+                .filter(|(id, m)| seen.shows(*id, m))
+                .map(|(_, m)| m.slice(m.address.max(seen.address), m.end().min(seen.end())))
+                .collect();
+            known.sort_by_key(|m| m.address);
+            let mut from = seen.address;
+            for mapping in known {
+                rest.push(seen.slice(from, mapping.address));
+                from = mapping.end();
+                self.link(mapping, seen.segment);
+            }
+            rest.push(seen.slice(from, seen.end()));
+        }
+        let mut new = Vec::new();
+        for piece in rest.into_iter().filter(|piece| piece.pages > 0) {
+            let candidates = old
+                .iter()
+                .filter(|(id, m)| *id == piece.segment && m.view == piece.view && m.counts);
+            let likely = candidates.min_by_key(|(id, m)| {
+                let other = !m.has_page(piece.first_page);
+                (other, seen.iter().any(|seen| seen.shows(*id, m)))
+            });
+            // Else it is of an attach whose place is not known yet.
+            if let Some((id, source)) = likely {
+                let mapping = Mapping {
+                    address: piece.address,
+                    first_page: piece.first_page,
+                    pages: piece.pages,
+                    ..*source
+                };
+                self.link(mapping, *id);
+                new.push((*id, mapping));
+            }
+        }
+        let ended = self.ended(space, &old);
+        Replaced { old, new, ended }
     }
 
     /// Settles what was taken out of an address space for good. Returns the segments of the
@@ -275,6 +338,20 @@ impl Mapping {
         (offset < self.pages).then(|| self.address + u64::from(offset) * PAGE)
     }
 
+    fn has_page(&self, page: u32) -> bool {
+        self.address_of(page).is_some()
+    }
+
+    /// The part between two addresses in it.
+    fn slice(&self, from: u64, to: u64) -> Mapping {
+        Mapping {
+            address: from,
+            first_page: self.first_page + pages_between(self.address, from),
+            pages: pages_between(from, to),
+            ..*self
+        }
+    }
+
     /// Where the segment's first page would be.
     fn begins_at(&self) -> Option<u64> {
         self.address.checked_sub(u64::from(self.first_page) * PAGE)
@@ -291,6 +368,62 @@ impl Mapping {
     pub fn end(&self) -> u64 {
         self.address + self.length()
     }
+}
+
+/// A run of a segment's pages that was seen in an address space.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen {
+    /// Of which segment.
+    pub segment: SegmentId,
+    /// Of what.
+    pub view: View,
+    /// Of its first byte.
+    pub address: u64,
+    /// Index in the segment.
+    pub first_page: u32,
+    /// How many.
+    pub pages: u32,
+}
+
+impl Seen {
+    fn end(&self) -> u64 {
+        self.address + u64::from(self.pages) * PAGE
+    }
+
+    fn slice(&self, from: u64, to: u64) -> Seen {
+        Seen {
+            address: from,
+            first_page: self.first_page + pages_between(self.address, from),
+            pages: pages_between(from, to),
+            ..*self
+        }
+    }
+
+    /// Whether a known run, or a part of it, is what was seen.
+    fn shows(&self, segment: SegmentId, known: &Mapping) -> bool {
+        let offset = |first_page: u32| u64::from(first_page) * PAGE;
+        self.segment == segment
+            && self.view == known.view
+            && self.address.wrapping_sub(offset(self.first_page))
+                == known.address.wrapping_sub(offset(known.first_page))
+            && self.address < known.end()
+            && known.address < self.end()
+    }
+}
+
+/// What [`Mappings::replace`] came to.
+#[derive(Debug)]
+pub struct Replaced {
+    /// All runs before.
+    pub old: Vec<(SegmentId, Mapping)>,
+    /// Runs that were not known.
+    pub new: Vec<(SegmentId, Mapping)>,
+    /// Segments of attaches of which nothing is left, once for each attach.
+    pub ended: Vec<SegmentId>,
+}
+
+fn pages_between(from: u64, to: u64) -> u32 {
+    u32::try_from((to - from) / PAGE).expect("inside a run")
 }
 
 /// How many attaches an address space has, of the segment with these mappings.

@@ -18,7 +18,9 @@ use migshm_protocol::ids::PAGE_SIZE;
 use rustc_hash::FxHashMap;
 
 use super::PAGE;
-use super::file::PageFile;
+use super::bits::Bits;
+use super::file::{FileId, PageFile};
+use super::mappings::View;
 use crate::uffd::{Done, Uffd};
 
 /// A user's number.
@@ -27,8 +29,6 @@ pub type UserId = u32;
 /// A segment's memory on this node.
 pub struct Segment {
     file: PageFile,
-    /// Of a tracked segment: the pages that nobody can write here.
-    protected: Bits,
     /// Of users who may only read.
     replicas: FxHashMap<UserId, Replica>,
 }
@@ -47,7 +47,6 @@ impl Segment {
     pub fn new(size: u64) -> io::Result<Segment> {
         Ok(Segment {
             file: PageFile::new(size)?,
-            protected: Bits::default(),
             replicas: FxHashMap::default(),
         })
     }
@@ -124,21 +123,13 @@ impl Segment {
         Some(self.file.resident()? + replicas)
     }
 
-    /// Remembers whether nobody can write a page here.
-    pub fn note_protection(&mut self, page: u32, on: bool) {
-        self.protected.set(page, on);
-    }
-
-    /// Whether nobody can write a page here.
+    /// See [`PageFile::id`].
     #[must_use]
-    pub fn is_protected(&self, page: u32) -> bool {
-        self.protected.contains(page)
-    }
-
-    /// Runs of pages that nobody can write here: first page and how many.
-    #[must_use]
-    pub fn protected(&self) -> Vec<(u32, u32)> {
-        self.protected.runs()
+    pub fn id(&self, view: View) -> Option<FileId> {
+        match view {
+            View::Pages => Some(self.file.id()),
+            View::Replica(user) => Some(self.replicas.get(&user)?.file.id()),
+        }
     }
 }
 
@@ -187,7 +178,6 @@ impl Segment {
         contents: &[u8; PAGE_SIZE],
         uffd: &Uffd,
     ) -> io::Result<Done> {
-        debug_assert!(self.is_protected(page));
         let replica = self.replicas.get_mut(&user);
         let Replica { file, filled } = replica.ok_or(io::ErrorKind::NotFound)?;
         let offset = u64::from(page) * PAGE;
@@ -216,45 +206,5 @@ impl Segment {
             }
         }
         Ok(())
-    }
-}
-
-/// A set of page indexes, as large as its largest.
-#[derive(Default)]
-struct Bits(Vec<u64>);
-
-impl Bits {
-    fn set(&mut self, index: u32, on: bool) {
-        let (word, bit) = (index as usize / 64, 1 << (index % 64));
-        if on {
-            if self.0.len() <= word {
-                self.0.resize(word + 1, 0);
-            }
-            self.0[word] |= bit;
-        } else if let Some(word) = self.0.get_mut(word) {
-            *word &= !bit;
-        }
-    }
-
-    fn contains(&self, index: u32) -> bool {
-        let word = self.0.get(index as usize / 64);
-        word.is_some_and(|word| word & 1 << (index % 64) != 0)
-    }
-
-    /// Runs of neighbours: first index and length.
-    fn runs(&self) -> Vec<(u32, u32)> {
-        let mut runs: Vec<(u32, u32)> = Vec::new();
-        for (word, bits) in (0u32..).zip(&self.0) {
-            for index in (0..64)
-                .filter(|bit| bits & (1 << bit) != 0)
-                .map(|bit| word * 64 + bit)
-            {
-                match runs.last_mut() {
-                    Some((first, count)) if *first + *count == index => *count += 1,
-                    _ => runs.push((index, 1)),
-                }
-            }
-        }
-        runs
     }
 }

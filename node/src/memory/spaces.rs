@@ -6,7 +6,7 @@
 //! tables (`Done::Busy`); reading it adds the child's mappings to the segment, behind those that a
 //! loop over them has still to visit. No mapping escapes, whichever came first.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -16,9 +16,13 @@ use std::time::Duration;
 
 use migshm_protocol::ids::PAGE_SIZE;
 use migshm_protocol::{Page, SegmentId};
+use rustc_hash::FxHashMap;
 
 use super::PAGE;
-use super::mappings::{AttachId, Mapping, Mappings, View};
+use super::bits::Bits;
+use super::file::FileId;
+use super::mappings::{AttachId, Mapping, Mappings, Replaced, Seen, View};
+use super::maps::{self, Run};
 use super::segment::Segment;
 use crate::uffd::{Done, Event, Uffd};
 
@@ -43,6 +47,8 @@ pub enum Report {
     },
     /// A child was forked.
     Forked(SpaceId),
+    /// Nothing is mapped any more of attaches of these segments.
+    Ended(Vec<SegmentId>),
 }
 
 /// All address spaces of the node.
@@ -51,6 +57,10 @@ pub struct Spaces {
     spaces: BTreeMap<SpaceId, Space>,
     /// What they map. Anything that changes page tables as well is done by [`Spaces`].
     pub mappings: Mappings,
+    /// Tracked segments, with the pages that nobody can write here.
+    tracked: FxHashMap<SegmentId, Bits>,
+    /// What the files are of that are mapped.
+    files: FxHashMap<FileId, (SegmentId, View)>,
     reports: VecDeque<(SpaceId, Report)>,
     last_id: u64,
 }
@@ -63,6 +73,9 @@ struct Space {
     pagemap: Option<File>,
     /// Address of the anchor page; 0 without userfaultfd.
     anchor: u64,
+    /// Whether it, or one that it is a copy of, has moved mappings: a fork at that moment may have
+    /// copied them before or after.
+    moved: bool,
 }
 
 impl Spaces {
@@ -88,6 +101,7 @@ impl Spaces {
                 process: None,
                 pagemap: None,
                 anchor,
+                moved: false,
             },
         );
         Ok(id)
@@ -109,6 +123,16 @@ impl Spaces {
         if let Some(space) = self.spaces.get_mut(&id) {
             space.process = open("");
             space.pagemap = open("/pagemap");
+            if space.moved {
+                self.look(id);
+            }
+        }
+    }
+
+    /// Its process has ended; others may still be in the address space.
+    pub fn forget_process(&mut self, id: SpaceId) {
+        if let Some(space) = self.spaces.get_mut(&id) {
+            space.process = None;
         }
     }
 
@@ -145,14 +169,16 @@ impl Spaces {
         if self.spaces.remove(&id).is_none() {
             return Vec::new();
         }
-        let forked = |report: &Report| matches!(report, Report::Forked(_));
+        let fault = |report: &Report| matches!(report, Report::Fault { .. });
         self.reports
-            .retain(|(space, report)| *space != id || forked(report));
+            .retain(|(space, report)| *space != id || !fault(report));
         self.mappings.remove_space(id)
     }
 
     /// Forgets the mappings of a segment, and lets go any thread that still waits in them.
     pub(super) fn remove_segment(&mut self, id: SegmentId) {
+        self.tracked.remove(&id);
+        self.files.retain(|_, (segment, _)| *segment != id);
         for mapping in self.mappings.remove_segment(id) {
             self.wake_range(&mapping);
         }
@@ -190,25 +216,102 @@ impl Spaces {
             counts: true,
         };
         let ended = self.unmap_range(space, address, mapping.end());
+        if let Some(file) = segment.id(view) {
+            self.files.insert(file, (id, view));
+        }
         self.mappings.link(mapping, id);
-        if segment.is_tracked() {
-            self.register(&mapping);
-        }
-        if segment.is_tracked() && view == View::Pages {
-            for (first, count) in segment.protected() {
-                let start = address + u64::from(first) * PAGE;
-                self.in_space(space, |uffd| {
-                    uffd.protect(start, u64::from(count) * PAGE, true)
-                });
-            }
-        }
+        self.adopt(id, &mapping);
         (ended, Ok(()))
     }
 
-    /// Tracks every mapping of a segment.
-    pub(super) fn track(&self, segment: SegmentId) {
-        for mapping in self.mappings.of_segment(segment) {
-            self.register(mapping);
+    /// Tracks every mapping of a segment, wherever it is by now.
+    pub(super) fn track(&mut self, segment: SegmentId) {
+        self.tracked.insert(segment, Bits::default());
+        let mapped = self.mappings.of_segment(segment).iter();
+        let spaces: BTreeSet<SpaceId> = mapped.map(|m| m.space).collect();
+        for space in spaces {
+            self.look(space);
+        }
+        self.for_each_mapping(segment, |spaces, mapping| {
+            spaces.register(mapping);
+            // A fork may have copied the mapping before, and is only known after.
+            spaces.await_forks(mapping.space);
+        });
+    }
+
+    /// Does something for every mapping of a segment. Forks found on the way append to the list
+    /// (see the module's comment); if they took something out of it, one may have been skipped.
+    fn for_each_mapping(&mut self, segment: SegmentId, act: impl Fn(&mut Spaces, &Mapping)) {
+        loop {
+            let before = self.mappings.removals();
+            let mut index = 0;
+            while let Some(&mapping) = self.mappings.of_segment(segment).get(index) {
+                index += 1;
+                act(self, &mapping);
+            }
+            if self.mappings.removals() == before {
+                return;
+            }
+        }
+    }
+
+    /// Brings what is known of an address space into line with what the kernel says that it maps.
+    /// Whether that could be done. What has ended is reported.
+    pub fn look(&mut self, space: SpaceId) -> bool {
+        let Some(process) = self.spaces.get(&space).and_then(|s| s.process.as_ref()) else {
+            return false;
+        };
+        let runs = match maps::mapped(process) {
+            Ok(runs) => runs,
+            Err(error) => {
+                tracing::debug!(space = space.0, %error, "cannot see what a process maps");
+                return false;
+            }
+        };
+        let seen: Vec<Seen> = runs.iter().filter_map(|run| self.recognise(run)).collect();
+        let Replaced { old, new, ended } = self.mappings.replace(space, &seen);
+        for (_, mapping) in &old {
+            self.wake_range(mapping);
+        }
+        if !ended.is_empty() {
+            self.reports.push_back((space, Report::Ended(ended)));
+        }
+        for (segment, mapping) in &new {
+            self.adopt(*segment, mapping);
+        }
+        true
+    }
+
+    fn recognise(&self, run: &Run) -> Option<Seen> {
+        let (segment, view) = *self.files.get(&run.file)?;
+        Some(Seen {
+            segment,
+            view,
+            address: run.address,
+            first_page: u32::try_from(run.first_page).ok()?,
+            pages: u32::try_from((run.end - run.address) / PAGE).ok()?,
+        })
+    }
+
+    /// Gives a new mapping of a segment what the others have, if that is tracked.
+    fn adopt(&mut self, segment: SegmentId, mapping: &Mapping) {
+        let Some(protected) = self.tracked.get(&segment) else {
+            return;
+        };
+        let protected = protected.runs();
+        self.register(mapping);
+        if mapping.view != View::Pages {
+            return;
+        }
+        for (first, count) in protected {
+            let (from, to) = (
+                first.max(mapping.first_page),
+                (first + count).min(mapping.first_page + mapping.pages),
+            );
+            if let Some(start) = mapping.address_of(from).filter(|_| from < to) {
+                let length = u64::from(to - from) * PAGE;
+                self.in_space(mapping.space, |uffd| uffd.protect(start, length, true));
+            }
         }
     }
 
@@ -244,7 +347,7 @@ impl Spaces {
         self.ended(space, &covered)
     }
 
-    /// Forgets what is left of one attach, wherever it was; something else may be there by now.
+    /// Forgets the runs of an attach that do not count any more; something else may be there by now.
     pub fn unmap_attach(&mut self, space: SpaceId, attach: AttachId) {
         let covered = self.mappings.carve_attach(space, attach);
         self.ended(space, &covered);
@@ -286,7 +389,8 @@ impl Spaces {
                 }
                 Event::Fork(uffd) => {
                     let child = SpaceId(self.next_id());
-                    let anchor = self.spaces.get(&space).map_or(0, |s| s.anchor);
+                    let parent = self.spaces.get(&space);
+                    let (anchor, moved) = parent.map_or((0, false), |s| (s.anchor, s.moved));
                     self.spaces.insert(
                         child,
                         Space {
@@ -294,22 +398,38 @@ impl Spaces {
                             process: None,
                             pagemap: None,
                             anchor,
+                            moved,
                         },
                     );
                     self.mappings.inherit(space, child);
                     self.reports.push_back((space, Report::Forked(child)));
                 }
-                Event::Remap { from, to, len } => {
-                    let end = from.saturating_add(len);
-                    for (segment, piece) in self.mappings.carve(space, from, end) {
-                        let moved = Mapping {
-                            address: to + (piece.address - from),
-                            ..piece
-                        };
-                        self.mappings.link(moved, segment);
-                    }
-                }
+                Event::Remap { from, to, len } => self.on_remap(space, from, to, len),
             }
+        }
+    }
+
+    /// `mremap` has moved `length` bytes; or has made a second mapping of what is at `from`, or
+    /// left the first where it was (`MREMAP_DONTUNMAP`). It may have made it longer.
+    fn on_remap(&mut self, space: SpaceId, from: u64, to: u64, length: u64) {
+        if let Some(space) = self.spaces.get_mut(&space) {
+            space.moved = true;
+        }
+        if self.look(space) {
+            return;
+        }
+        // What a process does whom nobody knows is taken for the plain case.
+        let moved = self
+            .mappings
+            .carve(space, from, from.saturating_add(length));
+        let covered = self.mappings.carve(space, to, to.saturating_add(length));
+        for (segment, piece) in moved {
+            let address = to + (piece.address - from);
+            self.mappings.link(Mapping { address, ..piece }, segment);
+        }
+        let ended = self.ended(space, &covered);
+        if !ended.is_empty() {
+            self.reports.push_back((space, Report::Ended(ended)));
         }
     }
 
@@ -364,26 +484,34 @@ impl Spaces {
         self.in_space(space, |uffd| uffd.protect(anchor, PAGE, false));
     }
 
+    /// Whether nobody can write a page here.
+    #[must_use]
+    pub(super) fn is_protected(&self, page: Page) -> bool {
+        let protected = self.tracked.get(&page.segment);
+        protected.is_some_and(|protected| protected.contains(page.index))
+    }
+
+    fn note_protection(&mut self, page: Page, on: bool) {
+        if let Some(protected) = self.tracked.get_mut(&page.segment) {
+            protected.set(page.index, on);
+        }
+    }
+
     /// Keeps every process from writing a page, mapped there yet or not.
     pub(super) fn protect(&mut self, page: Page) {
-        loop {
-            // Forks found on the way append to the list (see the module's comment); if they took
-            // something out of it, one may have been skipped.
-            let before = self.mappings.removals();
-            let mut index = 0;
-            while let Some(&mapping) = self.mappings.of_segment(page.segment).get(index) {
-                index += 1;
-                if mapping.view != View::Pages {
-                    continue;
-                }
-                if let Some(address) = mapping.address_of(page.index) {
-                    self.in_space(mapping.space, |uffd| uffd.protect(address, PAGE, true));
-                }
+        self.note_protection(page, true);
+        self.for_each_mapping(page.segment, |spaces, mapping| {
+            if mapping.view == View::Pages
+                && let Some(address) = mapping.address_of(page.index)
+            {
+                spaces.in_space(mapping.space, |uffd| uffd.protect(address, PAGE, true));
             }
-            if self.mappings.removals() == before {
-                return;
-            }
-        }
+        });
+    }
+
+    /// Permits that a page becomes writable, which is done where a thread wants that.
+    pub(super) fn release(&mut self, page: Page) {
+        self.note_protection(page, false);
     }
 
     /// Lets the process write a page at an address.

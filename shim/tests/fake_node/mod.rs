@@ -336,7 +336,7 @@ fn serve(socket: &OwnedFd, connection: usize, script: Script, state: &Arc<Mutex<
                     ),
                 }
             }
-            ToNode::Unmapping { id, .. } => send(
+            ToNode::Unmapping { id, .. } | ToNode::Remapped { id } => send(
                 FromNode::Answer {
                     id,
                     outcome: Ok(Answer::Value(0)),
