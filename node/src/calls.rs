@@ -16,7 +16,7 @@ use crate::daemon::{
     Attaching, Connection, ConnectionId, Coordinator, Node, Pending, Process, Resident,
 };
 use crate::local::{self, Credentials, Socket};
-use crate::memory::{AttachId, SpaceId, UserId, View};
+use crate::memory::{AttachId, Granted, SpaceId, UserId, View};
 use crate::tasks;
 use crate::uffd::Uffd;
 
@@ -153,6 +153,18 @@ impl Node {
                     self.settle();
                 }
                 self.answer(from, id, Ok(Answer::Value(0)), &[], None);
+            }
+            ToNode::Permitting {
+                id,
+                address,
+                length,
+            } => {
+                let end = address.saturating_add(length);
+                let until = self.space_of(caller.pid).map_or(end, |space| {
+                    let mappings = &self.memory.spaces.mappings;
+                    mappings.first_read_only(space, address, end)
+                });
+                self.post(from, &FromNode::Permitted { id, until }, &[], None);
             }
             ToNode::Status { id } => {
                 let status = self.status().to_string();
@@ -651,6 +663,7 @@ impl Node {
                 space,
                 segment,
                 view,
+                read_only: flags & SHM_RDONLY != 0,
                 tracked,
             },
         );
@@ -681,6 +694,7 @@ impl Node {
             space,
             segment,
             view,
+            read_only,
             tracked,
             ..
         }) = self.mapping.remove(&attach)
@@ -692,7 +706,13 @@ impl Node {
         let outcome = if address == 0 {
             Err(Errno::EINVAL)
         } else {
-            let (ended, mapped) = self.memory.map(space, attach, segment, view, address);
+            let granted = Granted {
+                attach,
+                segment,
+                view,
+                read_only,
+            };
+            let (ended, mapped) = self.memory.map(space, granted, address);
             for covered in ended {
                 self.detached(covered, 1, pid);
             }

@@ -168,6 +168,8 @@ pub struct Attaching {
     pub(crate) segment: SegmentId,
     /// What its descriptor is of.
     pub(crate) view: View,
+    /// Whether it asked only to read.
+    pub(crate) read_only: bool,
     /// Whether the process was told to wait until its mapping is registered.
     pub(crate) tracked: bool,
 }

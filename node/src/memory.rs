@@ -36,7 +36,7 @@ use rustc_hash::FxHashMap;
 
 use crate::cached::Cached;
 use crate::uffd::{Done, Uffd};
-pub use mappings::{AttachId, View};
+pub use mappings::{AttachId, Granted, View};
 use segment::Segment;
 pub use segment::UserId;
 pub use spaces::{Report, SpaceId, Spaces};
@@ -201,16 +201,13 @@ impl Memory {
     pub fn map(
         &mut self,
         space: SpaceId,
-        attach: AttachId,
-        segment: SegmentId,
-        view: View,
+        granted: Granted,
         address: u64,
     ) -> (Vec<SegmentId>, io::Result<()>) {
-        let Some(entry) = self.segments.get(&segment) else {
+        let Some(segment) = self.segments.get(&granted.segment) else {
             return (Vec::new(), Err(io::ErrorKind::NotFound.into()));
         };
-        self.spaces
-            .map(space, attach, segment, entry, view, address)
+        self.spaces.map(space, granted, segment, address)
     }
 
     /// Forgets an address space; returns how many attaches of which segments went with it.

@@ -95,6 +95,16 @@ pub enum ToNode {
         /// Echoed in the answer.
         id: u64,
     },
+    /// The program's own `mprotect` is about to permit that a range is written. Answered by
+    /// [`FromNode::Permitted`].
+    Permitting {
+        /// Echoed in the answer.
+        id: u64,
+        /// Start of the range.
+        address: u64,
+        /// Its length in bytes, whole pages.
+        length: u64,
+    },
     /// What the daemon counts and knows; answered by [`FromNode::Answer`], JSON after it.
     Status {
         /// Echoed in the answer.
@@ -124,6 +134,14 @@ pub enum FromNode {
         id: u64,
         /// How it ended.
         outcome: Outcome,
+    },
+    /// What `mprotect` may do.
+    Permitted {
+        /// The request's id.
+        id: u64,
+        /// Address of the first byte in the range of an attach that was made to read only
+        /// (`SHM_RDONLY`), which never becomes writable; the end of the range if there is none.
+        until: u64,
     },
     /// `shmdt` may unmap; it then says [`ToNode::Unmapped`].
     Detaching {

@@ -42,6 +42,27 @@ pub fn tell_remapped() -> Result<(), Errno> {
     tell_change(|id| ToNode::Remapped { id })
 }
 
+/// Asks a daemon that is there how far from an address on a range may be made writable: the first
+/// address that may not be, or the range's end.
+pub fn ask_permitted(address: usize, length: usize) -> Result<usize, Errno> {
+    let session = Session::begin_with(Absent::Fail)?;
+    let id = process::request_id();
+    let message = ToNode::Permitting {
+        id,
+        address: address as u64,
+        length: length as u64,
+    };
+    session.tell(&message, Raw::NONE, None)?;
+    match session.reply(id, Patience::Endless)?.message {
+        FromNode::Permitted { until, .. } => Ok(until as usize),
+        FromNode::Answer {
+            outcome: Err(errno),
+            ..
+        } => Err(errno),
+        _ => Err(out_of_step()),
+    }
+}
+
 fn tell_change(message: impl FnOnce(u64) -> ToNode) -> Result<(), Errno> {
     let session = Session::begin_with(Absent::Fail)?;
     let id = process::request_id();
@@ -258,7 +279,9 @@ fn note(claim: Option<Claim>, connection: Option<Connection>) {
 /// The request that a message answers.
 fn replies_to(message: &FromNode) -> Option<u64> {
     match message {
-        FromNode::Answer { id, .. } | FromNode::Detaching { id, .. } => Some(*id),
+        FromNode::Answer { id, .. }
+        | FromNode::Permitted { id, .. }
+        | FromNode::Detaching { id, .. } => Some(*id),
         FromNode::Welcome { .. } | FromNode::Refused { .. } => None,
     }
 }

@@ -53,6 +53,24 @@ redhook::hook! {
     }
 }
 
+redhook::hook! {
+    unsafe fn mprotect(address: *mut c_void, length: size_t, protection: c_int)
+        -> c_int => on_mprotect {
+        // SAFETY: the program's own call.
+        enter(|| unsafe { shm::protect(address as usize, length, protection, None) }) as c_int
+    }
+}
+
+redhook::hook! {
+    unsafe fn pkey_mprotect(address: *mut c_void, length: size_t, protection: c_int, key: c_int)
+        -> c_int => on_pkey_mprotect {
+        // SAFETY: the program's own call.
+        enter(|| unsafe {
+            shm::protect(address as usize, length, protection, Some(key))
+        }) as c_int
+    }
+}
+
 // Variadic in C, as `semctl`: the fifth argument is there with MREMAP_FIXED.
 redhook::hook! {
     unsafe fn mremap(address: *mut c_void, length: size_t, new_length: size_t, flags: c_int,

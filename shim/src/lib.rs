@@ -3,7 +3,7 @@
 //!
 //! The library defines `shmget shmat shmdt shmctl semget semop semtimedop semctl msgget msgsnd
 //! msgrcv msgctl`, and libc's `syscall` for exactly those system calls, and `munmap`, `mmap` and
-//! `mremap`, which can end or move an attach. Each becomes a message to the node daemon, over a unix socket; the answer becomes the
+//! `mremap`, which can end or move an attach, and `mprotect`, which could make one writable. Each becomes a message to the node daemon, over a unix socket; the answer becomes the
 //! call's result. The library never calls the kernel's own System V IPC: where it cannot reach a
 //! daemon, calls fail with `ENOSYS`, which is what a kernel without System V IPC says.
 //!

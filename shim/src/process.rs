@@ -5,7 +5,7 @@
 //! | [`Wiped`]: claims of pool slots, "introduced", "anchoring" | zeros, as in a fresh process | gone |
 //! | the pool's descriptors (`pool::SLOTS`) | the parent's: closed at the first call, never used | closed |
 //! | the anchor's address (`anchor::ANCHOR`), the userfaultfd | stay: the mappings and their registration are inherited | gone |
-//! | [`ATTACHES`], [`REACH`], [`LAST_PID`] | stay: the attaches are inherited, and the parent is who made them | gone |
+//! | [`ATTACHES`], [`REACH`], [`READ_ONLY`], [`LAST_PID`] | stay: the attaches are inherited, and the parent is who made them | gone |
 //! | the runtime directory (`directory::CHOSEN`) | stays: a process and its children never change node | chosen anew |
 //!
 //! No `getpid` tells whether we are in a child: the kernel itself clears the pages marked
@@ -42,6 +42,12 @@ pub static ATTACHES: AtomicUsize = AtomicUsize::new(0);
 
 /// Where attaches have ever been in this address space.
 pub static REACH: Reach = Reach {
+    start: AtomicUsize::new(usize::MAX),
+    end: AtomicUsize::new(0),
+};
+
+/// Where attaches that the program made to read only (`SHM_RDONLY`) have ever been.
+pub static READ_ONLY: Reach = Reach {
     start: AtomicUsize::new(usize::MAX),
     end: AtomicUsize::new(0),
 };

@@ -11,7 +11,7 @@ use migshm_protocol::local::{FromNode, ToNode};
 use crate::client::{self, Session, out_of_step};
 use crate::connection::{Patience, Raw, Reply};
 use crate::convert::{self, ShmidDs};
-use crate::process::{ATTACHES, REACH};
+use crate::process::{ATTACHES, REACH, READ_ONLY};
 use crate::{anchor, process, sys};
 
 /// `shmget(2)`.
@@ -83,6 +83,9 @@ pub fn attach(id: c_int, address: usize, flags: c_int) -> Result<isize, Errno> {
     drop(session);
     ATTACHES.fetch_add(1, Ordering::Relaxed);
     REACH.include(mapping.address, mapping.length);
+    if flags & libc::SHM_RDONLY != 0 {
+        READ_ONLY.include(mapping.address, mapping.length);
+    }
     if attachment.tracked
         && let Err(errno) = mapping.protect(protection(flags))
     {
@@ -204,11 +207,48 @@ pub unsafe fn remap(
     if concerned {
         if let Ok(to) = result {
             REACH.include(to, new_length);
+            if READ_ONLY.overlaps(address, length.max(1)) {
+                READ_ONLY.include(to, new_length);
+            }
         }
         // One that fails may have unmapped what was where it should go to.
         let _ = client::tell_remapped();
     }
     result.map(|to| to as isize)
+}
+
+/// `mprotect(2)`, or with a key `pkey_mprotect(2)`: `EACCES` for writing in an attach that was made
+/// to read only.
+///
+/// The kernel refuses that itself only where the descriptor that was mapped is read-only, and what
+/// is mapped from such a descriptor cannot be tracked.
+///
+/// # Safety
+/// As for `mprotect`.
+pub unsafe fn protect(
+    address: usize,
+    length: usize,
+    protection: c_int,
+    key: Option<c_int>,
+) -> Result<isize, Errno> {
+    const PROT_SEM: c_int = 8;
+    const VALID: c_int = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC | PROT_SEM;
+    let whole = length.next_multiple_of(PAGE_SIZE);
+    let valid = address.is_multiple_of(PAGE_SIZE) && protection & !VALID == 0;
+    if valid && protection & libc::PROT_WRITE != 0 && READ_ONLY.overlaps(address, whole) {
+        // Without a daemon nobody else sees what is written.
+        let until = client::ask_permitted(address, whole).unwrap_or(address + whole);
+        if until < address + whole {
+            // As the kernel, which goes from mapping to mapping.
+            if address < until {
+                // SAFETY: by the caller.
+                unsafe { sys::mprotect(address, until - address, protection, key) }?;
+            }
+            return Err(Errno::EACCES);
+        }
+    }
+    // SAFETY: by the caller.
+    unsafe { sys::mprotect(address, length, protection, key) }.map(|()| 0)
 }
 
 /// `shmctl(2)`.
@@ -315,8 +355,7 @@ impl Mapping {
 
     fn protect(&self, protection: c_int) -> Result<(), Errno> {
         // SAFETY: the mapping is the segment's.
-        sys::check(unsafe { libc::mprotect(self.address as *mut c_void, self.length, protection) })
-            .map(drop)
+        unsafe { sys::mprotect(self.address, self.length, protection, None) }
     }
 
     fn unmap(&self) {

@@ -155,6 +155,29 @@ pub unsafe fn mmap(
     check(result).map(|address| address as usize)
 }
 
+/// The kernel's `mprotect(2)`, past our own; `pkey_mprotect(2)` with a key.
+///
+/// # Safety
+/// Nothing may rely on the protection that the range has, as the caller or the program vouches.
+///
+/// # Errors
+/// Those of the manual page.
+pub unsafe fn mprotect(
+    address: usize,
+    length: usize,
+    protection: c_int,
+    key: Option<c_int>,
+) -> Result<(), Errno> {
+    // SAFETY: by the caller.
+    check(unsafe {
+        match key {
+            None => libc::syscall(libc::SYS_mprotect, address, length, protection),
+            Some(key) => libc::syscall(libc::SYS_pkey_mprotect, address, length, protection, key),
+        }
+    })
+    .map(drop)
+}
+
 /// The kernel's `mremap(2)`, past our own.
 ///
 /// # Safety

@@ -6,6 +6,7 @@
  *   check V             `ok` if V is at both ends of every page
  *   await V             waits until it is             detach
  *   permit              mprotect(PROT_WRITE)          fork                a child checks from now on
+ *   move                mremap
  *   spoil V             tries to write V to every page by all means, hostile ones too
  */
 #include <dirent.h>
@@ -268,6 +269,31 @@ static long attach(key_t key)
     return address == (void *)-1 ? -1 : 0;
 }
 
+/* With a page of its own before the attach, which may become writable. */
+static int has_margin;
+
+static long permit(void)
+{
+    char *start = (char *)memory - (has_margin ? PAGE : 0);
+    size_t length = size + (has_margin ? PAGE : 0);
+    long result = mprotect(start, length, PROT_READ | PROT_WRITE);
+    if (has_margin)
+        *start = 1;
+    if (result == 0 || errno != EACCES)
+        return result;
+    return pkey_mprotect((void *)memory, size, PROT_READ | PROT_WRITE, -1);
+}
+
+static long move(void)
+{
+    char *to = mmap(NULL, PAGE + size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *address =
+        mremap((void *)memory, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, to + PAGE);
+    memory = address;
+    has_margin = 1;
+    return address == MAP_FAILED ? -1 : 0;
+}
+
 /* The child goes on in this process's stead, which waits for its end. */
 static void fork_on(void)
 {
@@ -296,7 +322,9 @@ static int obey(const char *verb, long first, long second)
     else if (strcmp(verb, "await") == 0)
         await(first);
     else if (strcmp(verb, "permit") == 0)
-        answer(mprotect((void *)memory, size, PROT_READ | PROT_WRITE));
+        answer(permit());
+    else if (strcmp(verb, "move") == 0)
+        answer(move());
     else if (strcmp(verb, "fork") == 0)
         fork_on();
     else if (strcmp(verb, "spoil") == 0)

@@ -133,6 +133,30 @@ fn readers_see_a_segment_that_does_not_fit_the_node() {
 }
 
 #[test]
+fn an_attach_that_was_made_to_read_only_never_becomes_writable() {
+    if !is_root_for("becoming another user") {
+        return;
+    }
+    let lab = Lab::new(2);
+    let mut writers = vec![writer(&lab, 1)];
+    writers[0].obey("fill 1");
+    // One that may write, and chose not to; of a segment that is not tracked yet.
+    let mut chooser = lab.start(1, "reader");
+    chooser.obey(&format!("attach 1 {BYTES}"));
+    assert_eq!(chooser.ask("permit"), "EACCES");
+    writers.push(writer(&lab, 2));
+    for mut reader in [chooser, reader(&lab, 1, READER), reader(&lab, 2, READER)] {
+        assert_eq!(reader.ask("permit"), "EACCES");
+        reader.obey("check 1");
+        reader.obey("fork");
+        assert_eq!(reader.ask("permit"), "EACCES");
+        reader.obey("move");
+        assert_eq!(reader.ask("permit"), "EACCES");
+        reader.obey("check 1");
+    }
+}
+
+#[test]
 fn a_replica_goes_with_its_last_reader() {
     if !is_root_for("becoming another user") {
         return;

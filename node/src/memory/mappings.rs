@@ -20,6 +20,19 @@ pub enum View {
     Replica(UserId),
 }
 
+/// An attach that a process has leave to map.
+#[derive(Clone, Copy, Debug)]
+pub struct Granted {
+    /// Its number.
+    pub attach: AttachId,
+    /// Of what segment.
+    pub segment: SegmentId,
+    /// Of what in it.
+    pub view: View,
+    /// Whether it is to read only (`SHM_RDONLY`).
+    pub read_only: bool,
+}
+
 /// All mappings of the node.
 #[derive(Default)]
 pub struct Mappings {
@@ -89,6 +102,19 @@ impl Mappings {
                 found.filter(|m| m.space == space && m.address <= address && address < m.end());
             Some((*id, *found.next()?))
         })
+    }
+
+    /// The first address in a range of an address space where an attach is that was made to read
+    /// only; the end of the range if none is.
+    #[must_use]
+    pub fn first_read_only(&self, space: SpaceId, start: u64, end: u64) -> u64 {
+        let segments = self.segments_in(space).iter();
+        let mappings = segments.flat_map(|id| self.of_segment(*id));
+        mappings
+            .filter(|m| m.space == space && m.read_only && m.address < end && start < m.end())
+            .map(|m| m.address.max(start))
+            .min()
+            .unwrap_or(end)
     }
 
     /// Mappings of a segment, in every address space. New ones come last.
@@ -326,6 +352,8 @@ pub struct Mapping {
     pub pages: u32,
     /// Of what.
     pub view: View,
+    /// Whether the process attached only to read (`SHM_RDONLY`).
+    pub read_only: bool,
     /// False once the process has leave to unmap it: it no longer counts as an attach.
     pub counts: bool,
 }

@@ -21,7 +21,7 @@ use rustc_hash::FxHashMap;
 use super::PAGE;
 use super::bits::Bits;
 use super::file::FileId;
-use super::mappings::{AttachId, Mapping, Mappings, Replaced, Seen, View};
+use super::mappings::{AttachId, Granted, Mapping, Mappings, Replaced, Seen, View};
 use super::maps::{self, Run};
 use super::segment::Segment;
 use crate::uffd::{Done, Event, Uffd};
@@ -193,12 +193,16 @@ impl Spaces {
     pub(super) fn map(
         &mut self,
         space: SpaceId,
-        attach: AttachId,
-        id: SegmentId,
+        granted: Granted,
         segment: &Segment,
-        view: View,
         address: u64,
     ) -> (Vec<SegmentId>, io::Result<()>) {
+        let Granted {
+            attach,
+            segment: id,
+            view,
+            read_only,
+        } = granted;
         if !self.spaces.contains_key(&space) {
             return (Vec::new(), Err(io::ErrorKind::NotFound.into()));
         }
@@ -213,6 +217,7 @@ impl Spaces {
             first_page: 0,
             pages: segment.pages(),
             view,
+            read_only,
             counts: true,
         };
         let ended = self.unmap_range(space, address, mapping.end());

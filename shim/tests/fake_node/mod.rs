@@ -344,6 +344,14 @@ fn serve(socket: &OwnedFd, connection: usize, script: Script, state: &Arc<Mutex<
                 &[],
                 None,
             ),
+            ToNode::Permitting {
+                id,
+                address,
+                length,
+            } => {
+                let until = address + length;
+                send(FromNode::Permitted { id, until }, &[], None);
+            }
             ToNode::Unmapped { .. } | ToNode::Status { .. } => {}
         }
     }
