@@ -1,16 +1,18 @@
 //! Random programs of System V calls by several processes of several users, on the kernel's own IPC
-//! and under the preload: they must print the same. See `programs/duel.c`.
+//! and under the preload, on one machine and spread over a cluster: they must print the same. See `programs/duel.c`.
 //!
 //! `DUEL_SEEDS=200 cargo test --release -p migshm-tests --test duel` makes a million calls. Seeds
 //! are consecutive numbers from `DUEL_FIRST`, else from one that differs from run to run.
 
 use std::env;
+use std::ops::Range;
 use std::process::Command;
 use std::time::UNIX_EPOCH;
 
-use migshm_tests::{Solo, is_root_for, program, run};
+use migshm_tests::{Lab, Solo, is_root_for, library, program, run};
 
 const STEPS: &str = "5000";
+const NODES: usize = 3;
 /// Lines shown before and from the first difference.
 const SHOWN: usize = 12;
 
@@ -19,33 +21,47 @@ fn random_programs_print_what_they_print_on_the_kernel() {
     if !is_root_for("an IPC namespace for the kernel's side") {
         return;
     }
+    for seed in seeds() {
+        let solo = Solo::for_all_users();
+        let duel = solo.install(&program("duel"));
+        compare(seed, &[], solo.preloaded(&duel));
+    }
+}
+
+#[test]
+fn random_programs_of_three_nodes_print_what_they_print_on_the_kernel() {
+    if !is_root_for("an IPC namespace for the kernel's side") {
+        return;
+    }
+    for seed in seeds() {
+        let lab = Lab::new(NODES);
+        let mut ours = lab.inside(program("duel"));
+        ours.env("LD_PRELOAD", library());
+        compare(seed, &[&NODES.to_string()], ours);
+    }
+}
+
+fn seeds() -> Range<u64> {
     let first = number("DUEL_FIRST").unwrap_or_else(|| {
         UNIX_EPOCH
             .elapsed()
             .map_or(0, |elapsed| elapsed.as_secs() % 1_000_000)
     });
-    let seeds = number("DUEL_SEEDS").unwrap_or(6);
-    for seed in first..first + seeds {
-        let solo = Solo::for_all_users();
-        let duel = solo.install(&program("duel"));
-        let mut native = Command::new("unshare");
-        native.arg("--ipc").arg(&duel);
-        compare(seed, native, solo.preloaded(&duel));
-    }
+    first..first + number("DUEL_SEEDS").unwrap_or(6)
 }
 
 fn number(variable: &str) -> Option<u64> {
     env::var(variable).ok()?.parse().ok()
 }
 
-/// Runs the same program on both sides.
+/// Runs the same program on both sides; ours with more arguments.
 #[track_caller]
-fn compare(seed: u64, native: Command, ours: Command) {
-    let printed = |mut side: Command| {
-        let outcome = run(side.args([&seed.to_string(), STEPS]));
-        outcome.succeeded().stdout
-    };
-    let (native, ours) = (printed(native), printed(ours));
+fn compare(seed: u64, spread: &[&str], mut ours: Command) {
+    let arguments = [&seed.to_string(), STEPS];
+    let mut native = Command::new("unshare");
+    native.arg("--ipc").arg(ours.get_program()).args(arguments);
+    let native = run(&mut native).succeeded().stdout;
+    let ours = run(ours.args(arguments).args(spread)).succeeded().stdout;
     assert!(native.ends_with("end\n"), "{native}");
     let differs = native.lines().zip(ours.lines()).position(|(n, o)| n != o);
     if let Some(line) = differs {
