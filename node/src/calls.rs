@@ -687,7 +687,8 @@ impl Node {
         let Some(&Attaching { space, .. }) = self.mapping.get(&attach).filter(expected) else {
             return;
         };
-        // Children that were forked before have no copy of this.
+        // Children that were forked before have no copy of this, and its own process waits for the
+        // answer before it forks.
         self.memory.spaces.await_forks(space);
         self.settle();
         let Some(Attaching {
@@ -695,7 +696,6 @@ impl Node {
             segment,
             view,
             read_only,
-            tracked,
             ..
         }) = self.mapping.remove(&attach)
         else {
@@ -725,7 +725,7 @@ impl Node {
             self.memory.spaces.mappings.give_up();
             self.tell(ToCoordinator::Unattached { segment }, &[]);
         }
-        if tracked && address != 0 {
+        if address != 0 {
             self.answer(from, id, outcome.map(|()| Answer::Value(0)), &[], None);
         }
         self.try_arm(segment);

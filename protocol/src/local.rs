@@ -56,8 +56,9 @@ pub enum ToNode {
         /// [`Errno::EINTR`] or [`Errno::EAGAIN`].
         errno: Errno,
     },
-    /// Where an attach was mapped. If it is tracked, answered by [`FromNode::Answer`] when the
-    /// mapping is registered and may be made accessible; else not answered.
+    /// Where an attach was mapped. Answered by [`FromNode::Answer`] when that is noted, so that
+    /// a child that is forked from then on inherits it; and when, if it is tracked, it may be made
+    /// accessible. Not answered if it is given up.
     Mapped {
         /// Echoed in the answer.
         id: u64,

@@ -26,7 +26,7 @@ pub fn get(key: i32, size: usize, flags: c_int) -> Result<isize, Errno> {
 /// `shmat(2)`. The result is the address.
 ///
 /// The daemon grants the attach and sends the segment's memory; it is told where the memory was
-/// mapped. A segment whose pages are tracked stays inaccessible until the daemon has registered
+/// mapped, and has noted that before a child can inherit it. A segment whose pages are tracked stays inaccessible until the daemon has registered
 /// the mapping.
 pub fn attach(id: c_int, address: usize, flags: c_int) -> Result<isize, Errno> {
     let place = Place::parse(address, flags)?;
@@ -72,11 +72,8 @@ pub fn attach(id: c_int, address: usize, flags: c_int) -> Result<isize, Errno> {
         }
     };
     let told = session.tell(&mapped(mapping.address as u64), Raw::NONE, None);
-    let registered = told.and_then(|()| match attachment.tracked {
-        true => session.outcome(id, Patience::Endless).map(drop),
-        false => Ok(()),
-    });
-    if let Err(errno) = registered {
+    let noted = told.and_then(|()| session.outcome(id, Patience::Endless).map(drop));
+    if let Err(errno) = noted {
         mapping.unmap();
         return Err(errno);
     }

@@ -114,7 +114,14 @@ fn compile_programs() -> PathBuf {
             .expect("target/ can be written")
             .into_temp_path();
         let mut gcc = Command::new("gcc");
-        gcc.args(["-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra"]);
+        gcc.args([
+            "-std=c11",
+            "-D_GNU_SOURCE",
+            "-O2",
+            "-Wall",
+            "-Wextra",
+            "-pthread",
+        ]);
         run(gcc.args(["-Werror", "-o"]).arg(&new).arg(&source)).succeeded();
         fs::rename(&new, folder.join(name)).expect("same folder");
     }

@@ -2,7 +2,7 @@
 
 use std::os::unix::process::ExitStatusExt;
 
-use migshm_tests::{Lab, descriptors, eventually};
+use migshm_tests::{Lab, Solo, descriptors, eventually, run};
 
 #[test]
 fn locks_survive_holders_that_are_killed_anywhere() {
@@ -179,4 +179,13 @@ fn limit_descriptors(pid: i32, limit: Option<libc::rlimit>) -> libc::rlimit {
     let result = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, new, &raw mut before) };
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
     before
+}
+
+#[test]
+fn a_fork_inherits_the_attaches_of_its_moment() {
+    for nodes in [1, 2] {
+        let lab = Lab::new(nodes);
+        run(lab.on(nodes, "forkattach").arg("500")).succeeded();
+    }
+    run(Solo::new().program("forkattach").arg("500")).succeeded();
 }

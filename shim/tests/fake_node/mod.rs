@@ -303,7 +303,7 @@ fn serve(socket: &OwnedFd, connection: usize, script: Script, state: &Arc<Mutex<
                 address,
             } => {
                 state.lock().unwrap().attaches.insert(address, attach);
-                if script.track && address != 0 {
+                if address != 0 {
                     send(
                         FromNode::Answer {
                             id,
