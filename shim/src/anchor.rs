@@ -29,10 +29,11 @@ use migshm_protocol::local::ToNode;
 
 use crate::client::{Session, out_of_step};
 use crate::connection::{Patience, Raw};
+use crate::kernel::kernel;
 use crate::{process, sys};
 
 /// `USERFAULTFD_IOC_NEW`: `_IO(0xAA, 0x00)` of `linux/userfaultfd.h`.
-const USERFAULTFD_IOC_NEW: libc::c_ulong = 0xAA00;
+const USERFAULTFD_IOC_NEW: u32 = 0xAA00;
 
 /// Address of the anchor, once it is registered; 0 before. Inherited by fork children, as its
 /// registration is.
@@ -94,7 +95,7 @@ fn establish(session: &mut Session) -> Result<(), Errno> {
 fn open(device: &OwnedFd) -> Result<OwnedFd, Errno> {
     let flags: c_int = libc::O_CLOEXEC | libc::O_NONBLOCK;
     // SAFETY: the request takes its flags by value.
-    sys::own(unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, flags) })
+    sys::own(unsafe { kernel!(SYS_ioctl, device.as_raw_fd(), USERFAULTFD_IOC_NEW, flags) })
         .map(sys::move_high)
 }
 

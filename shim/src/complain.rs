@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use migshm_protocol::call::Errno;
 
+use crate::kernel::kernel;
 use crate::text::Text;
 
 /// Bytes of the line, its newline included.
@@ -31,7 +32,7 @@ pub fn complain(what: fmt::Arguments<'_>) -> Errno {
             },
         ];
         // SAFETY: both buffers are valid and only read.
-        unsafe { libc::writev(libc::STDERR_FILENO, parts.as_ptr(), 2) };
+        let _ = unsafe { kernel!(SYS_writev, libc::STDERR_FILENO, parts.as_ptr(), 2) };
     }
     Errno::ENOSYS
 }

@@ -19,6 +19,7 @@ use migshm_protocol::local::{FromNode, LOCAL_VERSION, ToNode};
 use crate::anchor;
 use crate::client::out_of_step;
 use crate::complain::complain;
+use crate::kernel::kernel;
 use crate::process::{self, Wiped};
 use crate::start::{self, Absent};
 use crate::sys::{self, SignalsBlocked};
@@ -93,7 +94,7 @@ impl Connection {
     pub fn open(own: &Wiped, absent: Absent) -> Result<(Connection, Option<OwnedFd>), Errno> {
         let _cancellation = sys::CancellationOff::new();
         for _ in 0..CONNECT_ATTEMPTS {
-            let user = effective_user();
+            let user = sys::effective_user();
             let socket = sys::move_high(start::connect(absent)?);
             let fd = socket.as_raw_fd();
             let identity = sys::identity(fd).ok_or(Errno::ENOSYS)?;
@@ -148,7 +149,7 @@ impl Connection {
     /// Whether the descriptor is still this connection, and the daemon would take a call on it for
     /// what it is: one of the present effective user and group.
     pub fn is_usable(&self) -> bool {
-        sys::identity(self.fd) == Some(self.identity) && effective_user() == self.user
+        sys::identity(self.fd) == Some(self.identity) && sys::effective_user() == self.user
     }
 
     /// Closes the descriptor, if it is still ours.
@@ -176,16 +177,10 @@ impl Connection {
         }
         loop {
             // SAFETY: the header describes valid buffers, except the program's, which the kernel
-            // checks. Not libc's sendmsg, which is a cancellation point.
-            let sent = unsafe {
-                libc::syscall(
-                    libc::SYS_sendmsg,
-                    self.fd,
-                    &raw const header,
-                    libc::MSG_NOSIGNAL,
-                )
-            };
-            match sys::check(sent) {
+            // checks.
+            let sent =
+                unsafe { kernel!(SYS_sendmsg, self.fd, &raw const header, libc::MSG_NOSIGNAL) };
+            match sent {
                 Ok(_) => return Ok(()),
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(lost_or(errno)),
@@ -228,21 +223,21 @@ impl Connection {
         let mut control = Control::new();
         let mut header = packet(&mut parts);
         control.offer(&mut header);
-        // SAFETY: the header describes valid buffers. Not libc's recvmsg, a cancellation point.
+        // SAFETY: the header describes valid buffers.
         let received = unsafe {
-            libc::syscall(
-                libc::SYS_recvmsg,
+            kernel!(
+                SYS_recvmsg,
                 self.fd,
                 &raw mut header,
-                flags | libc::MSG_CMSG_CLOEXEC,
+                flags | libc::MSG_CMSG_CLOEXEC
             )
         };
-        let received = sys::check(received).map_err(lost_or)?;
+        let received = received.map_err(lost_or)?;
         let descriptor = control.received(&header);
         if received == 0 {
             return Err(Failure::Lost);
         }
-        let bytes = &bytes[..received as usize];
+        let bytes = &bytes[..received];
         let (message, raw) = codec::decode(bytes).map_err(|_| Errno::ENOSYS)?;
         Ok((
             Reply {
@@ -271,8 +266,7 @@ impl Connection {
         let mut parts = [part(bytes.as_mut_ptr(), length), raw.part()];
         let mut header = packet(&mut parts);
         // SAFETY: `length` is at most that of `bytes`; the kernel checks the program's buffer.
-        let received = unsafe { libc::syscall(libc::SYS_recvmsg, self.fd, &raw mut header, 0) };
-        sys::check(received).map(drop)
+        unsafe { kernel!(SYS_recvmsg, self.fd, &raw mut header, 0) }.map(drop)
     }
 }
 
@@ -348,11 +342,6 @@ fn lost_or(errno: Errno) -> Failure {
         libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN => Failure::Lost,
         _ => Failure::Errno(errno),
     }
-}
-
-fn effective_user() -> (u32, u32) {
-    // SAFETY: no preconditions.
-    unsafe { (libc::geteuid(), libc::getegid()) }
 }
 
 /// Time until `deadline`, zero if it is past.

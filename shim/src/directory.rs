@@ -17,6 +17,7 @@ use migshm_protocol::local::{LOCK, SOCKET};
 use once_cell::race::OnceNonZeroUsize;
 
 use crate::complain::{complain, describe};
+use crate::kernel::kernel;
 use crate::sys;
 use crate::text::Text;
 
@@ -55,8 +56,7 @@ impl RuntimeDir {
             return RuntimeDir::new(path.to_bytes(), false);
         }
         let system = RuntimeDir::new(SYSTEM, false)?;
-        // SAFETY: no preconditions.
-        let user = unsafe { libc::geteuid() };
+        let (user, _) = sys::effective_user();
         if user == 0 || system.connect().is_ok() {
             return Ok(system);
         }
@@ -101,7 +101,12 @@ impl RuntimeDir {
     pub fn connect(&self) -> Result<OwnedFd, Errno> {
         // SAFETY: plain numbers.
         let socket = sys::own(unsafe {
-            libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0)
+            kernel!(
+                SYS_socket,
+                libc::AF_UNIX,
+                libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC,
+                0
+            )
         })?;
         let path = self.file(SOCKET);
         let mut address = libc::sockaddr_un {
@@ -115,8 +120,8 @@ impl RuntimeDir {
         loop {
             // SAFETY: a valid address of that length.
             let connected =
-                unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) };
-            match sys::check(connected) {
+                unsafe { kernel!(SYS_connect, socket.as_raw_fd(), &raw const address, length) };
+            match connected {
                 Ok(_) => return Ok(socket),
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno),
@@ -130,14 +135,12 @@ impl RuntimeDir {
     /// `ENOSYS`, after a complaint, if it cannot be made or is not to be trusted.
     pub fn prepare(&self) -> Result<(), Errno> {
         // Other users may look up the socket in a directory of root, nobody else's.
-        // SAFETY: no preconditions.
-        let mode = if unsafe { libc::geteuid() } == 0 {
-            0o755
-        } else {
-            0o700
+        let mode = match sys::effective_user() {
+            (0, _) => 0o755,
+            _ => 0o700,
         };
         // SAFETY: a C string.
-        match sys::check(unsafe { libc::mkdir(self.path.as_c_str().as_ptr(), mode) }) {
+        match unsafe { kernel!(SYS_mkdir, self.path.as_c_str().as_ptr(), mode) } {
             Ok(_) | Err(Errno::EEXIST) => {}
             Err(errno) => {
                 return Err(complain(format_args!(
@@ -160,11 +163,10 @@ impl RuntimeDir {
     pub fn lock(&self) -> Result<Lock, Errno> {
         let path = self.file(LOCK);
         let flags = libc::O_RDWR | libc::O_CREAT | libc::O_CLOEXEC | libc::O_NOFOLLOW;
-        // SAFETY: a C string.
-        let file = sys::own(unsafe { libc::open(path.as_c_str().as_ptr(), flags, 0o600) })?;
+        let file = sys::open(path.as_c_str(), flags)?;
         loop {
             // SAFETY: plain numbers.
-            match sys::check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) }) {
+            match unsafe { kernel!(SYS_flock, file.as_raw_fd(), libc::LOCK_EX) } {
                 Ok(_) => return Ok(Lock(file)),
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno),
@@ -192,13 +194,13 @@ impl RuntimeDir {
         let mut stat = MaybeUninit::<libc::stat>::uninit();
         // SAFETY: a C string and a valid out pointer, initialised if the call succeeds.
         let stat = unsafe {
-            if libc::lstat(self.path.as_c_str().as_ptr(), stat.as_mut_ptr()) != 0 {
+            let path = self.path.as_c_str().as_ptr();
+            if kernel!(SYS_lstat, path, stat.as_mut_ptr()).is_err() {
                 return false;
             }
             stat.assume_init()
         };
-        // SAFETY: no preconditions.
-        let user = unsafe { libc::geteuid() };
+        let (user, _) = sys::effective_user();
         stat.st_mode & libc::S_IFMT == libc::S_IFDIR
             && stat.st_uid == user
             && stat.st_mode & 0o022 == 0
@@ -212,6 +214,6 @@ impl Drop for Lock {
     fn drop(&mut self) {
         // Closing alone would not do: a child forked meanwhile has a copy of the descriptor.
         // SAFETY: plain numbers.
-        unsafe { libc::flock(self.0.as_raw_fd(), libc::LOCK_UN) };
+        let _ = unsafe { kernel!(SYS_flock, self.0.as_raw_fd(), libc::LOCK_UN) };
     }
 }

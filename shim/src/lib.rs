@@ -25,7 +25,8 @@
 //!  exec                                keeps the library in programs that this one executes
 //!  next                                the functions that those three hide
 //!  process                             every piece of state, and what a fork does to it
-//!  sys, text, complain                 system calls, strings without malloc, one line on stderr
+//!  kernel, sys                         system calls past the C library, and what needs more than a line
+//!  text, complain                      strings without malloc, one line on stderr
 //!  marker                              how `migshm run` sees that the library is in force
 //! ```
 //!
@@ -40,8 +41,10 @@
 //! - **Nothing at all until the first call**: the constructor registers a fork handler, which
 //!   does nothing in a process that has made no call, and looks up the functions of `next`.
 //! - **No unwinding into C**: a panic ends as `ENOSYS`. No cancellation point either: semop(2) is
-//!   none, so blocking system calls are made raw, not through libc's cancellable wrappers. (msgsnd
-//!   and msgrcv are cancellation points in libc: see below.)
+//!   none, so system calls are made by the instruction, not through libc's cancellable wrappers.
+//!   (msgsnd and msgrcv are cancellation points in libc: see below.)
+//! - **No function that other preloaded libraries replace**: they may make System V calls there, or
+//!   give answers of their own (`kernel.rs`).
 //! - `errno` changes only when a call fails.
 //!
 //! # Caveats
@@ -71,6 +74,7 @@ mod convert;
 mod directory;
 mod exec;
 mod hooks;
+mod kernel;
 mod load;
 mod marker;
 mod msg;

@@ -3,6 +3,8 @@
 
 use std::ffi::{CStr, c_char};
 
+use crate::kernel::kernel;
+
 /// Environment variable that names a descriptor to which the constructor writes one byte, and
 /// which it then closes. It removes the variable too: to a program that this one executes, the
 /// number may mean another file.
@@ -31,7 +33,7 @@ pub fn verify() {
     // before `main` nobody else uses the environment.
     unsafe {
         libc::unsetenv(VERIFY_FD.as_ptr());
-        libc::write(fd, [b'+'].as_ptr().cast(), 1);
-        libc::close(fd);
+        let _ = kernel!(SYS_write, fd, [b'+'].as_ptr(), 1);
+        let _ = kernel!(SYS_close, fd);
     }
 }

@@ -14,6 +14,7 @@ use migshm_protocol::call::{
 
 use crate::client::{Session, out_of_step};
 use crate::connection::Raw;
+use crate::kernel::kernel;
 use crate::sys;
 use crate::text::Text;
 
@@ -101,17 +102,10 @@ fn path_of(directory: c_int) -> Option<Text<{ 4 * PATH }>> {
     };
     written.ok()?;
     let mut path = [0_u8; PATH];
-    let before = sys::errno();
+    let name = link.as_c_str().as_ptr();
     // SAFETY: a C string, and a buffer of the length given.
-    let length = unsafe {
-        libc::readlink(
-            link.as_c_str().as_ptr(),
-            path.as_mut_ptr().cast(),
-            path.len(),
-        )
-    };
-    sys::set_errno(before);
-    let path = path.get(..usize::try_from(length).ok()?)?;
+    let length = unsafe { kernel!(SYS_readlink, name, path.as_mut_ptr(), path.len()) };
+    let path = path.get(..length.ok()?)?;
     (path.len() < PATH && path.starts_with(b"/proc")).then(|| Text::new().with(path))
 }
 
@@ -147,7 +141,7 @@ impl File {
         let mut session = Session::begin()?;
         let name = c"migshm-proc".as_ptr();
         // SAFETY: a C string.
-        let memory = sys::own(unsafe { libc::memfd_create(name, libc::MFD_CLOEXEC) })?;
+        let memory = sys::own(unsafe { kernel!(SYS_memfd_create, name, libc::MFD_CLOEXEC) })?;
         // Out of the way of the descriptor that the program is to get: the lowest that is free.
         let out = Out(sys::move_high(memory));
         match self {
@@ -193,10 +187,10 @@ impl Out {
         let bytes = line.as_bytes();
         // SAFETY: a valid buffer of that length.
         let written =
-            unsafe { libc::write(self.0.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
+            unsafe { kernel!(SYS_write, self.0.as_raw_fd(), bytes.as_ptr(), bytes.len()) };
         // Nothing but lack of memory cuts a write to a memfd short.
-        match sys::check(written)? {
-            length if length as usize == bytes.len() => Ok(()),
+        match written? {
+            length if length == bytes.len() => Ok(()),
             _ => Err(Errno::ENOMEM),
         }
     }
@@ -421,7 +415,7 @@ mod tests {
     fn relative_paths_are_looked_up_where_they_start() {
         let open = |path: &CStr| {
             // SAFETY: a C string.
-            sys::own(unsafe { libc::open(path.as_ptr(), libc::O_PATH) }).unwrap()
+            sys::open(path, libc::O_PATH).unwrap()
         };
         let (proc, kernel) = (open(c"/proc"), open(c"/proc/sys/kernel"));
         let found = |directory: &OwnedFd, path: &CStr| {

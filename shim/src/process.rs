@@ -122,8 +122,7 @@ pub fn forked_from(own: &Wiped) -> i32 {
 
 /// Notes that the daemon knows this process now.
 pub fn introduced(own: &Wiped) {
-    // SAFETY: no preconditions.
-    LAST_PID.store(unsafe { libc::getpid() }, Ordering::Relaxed);
+    LAST_PID.store(sys::pid(), Ordering::Relaxed);
     own.introduced.store(true, Ordering::Relaxed);
 }
 

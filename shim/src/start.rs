@@ -19,7 +19,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -27,6 +27,7 @@ use migshm_protocol::call::Errno;
 
 use crate::complain::{complain, describe};
 use crate::directory::RuntimeDir;
+use crate::kernel::kernel;
 use crate::sys;
 use crate::text::Text;
 
@@ -142,9 +143,11 @@ pub fn library() -> Option<&'static CStr> {
 
 fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
     let mut ends = [-1; 2];
-    // SAFETY: room for two descriptors.
-    sys::check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })?;
-    Ok((sys::own(ends[0])?, sys::own(ends[1])?))
+    // SAFETY: room for two descriptors, which are new.
+    unsafe {
+        kernel!(SYS_pipe2, ends.as_mut_ptr(), libc::O_CLOEXEC)?;
+        Ok((OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])))
+    }
 }
 
 /// Waits until the daemon says `+`; else gives the reason that it gives.
@@ -159,21 +162,21 @@ fn obstacle(ready: &OwnedFd) -> Option<Text<256>> {
         let mut bytes = [0_u8; 256];
         // SAFETY: valid out pointers of the lengths given.
         let count = unsafe {
-            match libc::poll(&raw mut poll, 1, READY_TIMEOUT) {
-                0 => return Some(said.with(b"it does not answer")),
-                -1 => continue,
-                _ => libc::read(ready.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len()),
+            match kernel!(SYS_poll, &raw mut poll, 1, READY_TIMEOUT) {
+                Ok(0) => return Some(said.with(b"it does not answer")),
+                Err(_) => continue,
+                Ok(_) => kernel!(SYS_read, ready.as_raw_fd(), bytes.as_mut_ptr(), bytes.len()),
             }
         };
         match count {
-            0 if said.as_bytes().is_empty() => return Some(said.with(b"it ended")),
-            0 => return Some(said),
-            -1 if sys::errno() == Errno::EINTR => {}
-            -1 => return Some(said.with(describe(sys::errno()).as_bytes())),
-            _ if said.as_bytes().is_empty() && bytes[0] == b'+' => return None,
-            count => {
+            Ok(0) if said.as_bytes().is_empty() => return Some(said.with(b"it ended")),
+            Ok(0) => return Some(said),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Some(said.with(describe(errno).as_bytes())),
+            Ok(_) if said.as_bytes().is_empty() && bytes[0] == b'+' => return None,
+            Ok(count) => {
                 // One line on stderr, so no line ends within.
-                let bytes = &mut bytes[..count as usize];
+                let bytes = &mut bytes[..count];
                 bytes
                     .iter_mut()
                     .filter(|byte| **byte == b'\n')
@@ -200,11 +203,7 @@ struct Launch {
 
 /// Runs the daemon's program; returns when it has been executed.
 fn launch(program: &Text<PROGRAM_MAX>, dir: &RuntimeDir, ready: OwnedFd) -> Result<(), Errno> {
-    let open = |path: &CStr, flags| {
-        // SAFETY: a C string.
-        sys::own(unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC, 0o600) })
-            .map(sys::move_high)
-    };
+    let open = |path: &CStr, flags| sys::open(path, flags | libc::O_CLOEXEC).map(sys::move_high);
     let null = open(c"/dev/null", libc::O_RDWR)?;
     let log_path = dir.file("node.log");
     let log = open(
@@ -249,9 +248,7 @@ fn launch(program: &Text<PROGRAM_MAX>, dir: &RuntimeDir, ready: OwnedFd) -> Resu
         )
     })?;
     // SAFETY: reaps this child and no other; should the program have done so, nothing is left to do.
-    while unsafe { libc::waitpid(child, ptr::null_mut(), libc::__WALL) } == -1
-        && sys::errno() == Errno::EINTR
-    {}
+    while unsafe { kernel!(SYS_wait4, child, 0, libc::__WALL, 0) } == Err(Errno::EINTR) {}
     match launch.errno.load(Ordering::Relaxed) {
         0 => Ok(()),
         errno => Err(Errno(errno)),
@@ -280,19 +277,19 @@ extern "C" fn grandchild(launch: *mut c_void) -> c_int {
     // copies. Only async-signal-safe functions are called.
     unsafe {
         let launch = &*launch.cast::<Launch>();
-        libc::setsid();
+        let _ = kernel!(SYS_setsid);
         for (from, to) in [
             (launch.null, 0),
             (launch.null, 1),
             (launch.log, 2),
             (launch.ready, READY_FD),
         ] {
-            if libc::dup2(from, to) == -1 {
-                launch.errno.store(sys::errno().0, Ordering::Relaxed);
+            if let Err(errno) = kernel!(SYS_dup2, from, to) {
+                launch.errno.store(errno.0, Ordering::Relaxed);
                 return 1;
             }
         }
-        libc::syscall(libc::SYS_close_range, READY_FD + 1, c_int::MAX, 0);
+        let _ = kernel!(SYS_close_range, READY_FD + 1, c_int::MAX, 0);
         // Ignored signals would stay ignored; handlers must not run between unblocking and execve.
         for signal in 1..=libc::SIGRTMAX() {
             libc::signal(signal, libc::SIG_DFL);
@@ -301,13 +298,14 @@ extern "C" fn grandchild(launch: *mut c_void) -> c_int {
         libc::sigemptyset(none.as_mut_ptr());
         libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut());
         // Not by the function, which would give the daemon this library.
-        libc::syscall(
-            libc::SYS_execve,
+        let executed = kernel!(
+            SYS_execve,
             launch.program,
             launch.arguments.as_ptr(),
             launch.environment,
         );
-        launch.errno.store(sys::errno().0, Ordering::Relaxed);
+        let errno = executed.err().map_or(0, |errno| errno.0);
+        launch.errno.store(errno, Ordering::Relaxed);
         1
     }
 }

@@ -1,11 +1,13 @@
-//! System calls and libc functions that need more than a line to use.
+//! System calls and functions of the C library that need more than a line to use.
 
-use std::ffi::{CStr, c_char, c_int, c_long, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use migshm_protocol::call::Errno;
+
+use crate::kernel::kernel;
 
 unsafe extern "C" {
     fn secure_getenv(name: *const c_char) -> *const c_char;
@@ -49,9 +51,31 @@ pub fn env(name: &CStr) -> Option<&'static CStr> {
 }
 
 /// Takes ownership of a descriptor that a system call has just made.
-pub fn own(result: c_int) -> Result<OwnedFd, Errno> {
+pub fn own(result: Result<usize, Errno>) -> Result<OwnedFd, Errno> {
     // SAFETY: the descriptor is new, so nobody else owns it.
-    check(result).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+    result.map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// The effective user and group that the kernel, and so the daemon, knows.
+pub fn effective_user() -> (u32, u32) {
+    let id = |result: Result<usize, Errno>| result.map_or(u32::MAX, |id| id as u32);
+    // SAFETY: no preconditions; neither can fail.
+    unsafe { (id(kernel!(SYS_geteuid)), id(kernel!(SYS_getegid))) }
+}
+
+/// This process.
+pub fn pid() -> libc::pid_t {
+    // SAFETY: no preconditions; it cannot fail.
+    unsafe { kernel!(SYS_getpid) }.map_or(0, |pid| pid as libc::pid_t)
+}
+
+/// Opens a file, with the mode 0600 if that makes it.
+///
+/// # Errors
+/// Those of `open(2)`.
+pub fn open(path: &CStr, flags: c_int) -> Result<OwnedFd, Errno> {
+    // SAFETY: a C string.
+    own(unsafe { kernel!(SYS_open, path.as_ptr(), flags, 0o600) })
 }
 
 /// Moves a descriptor to where programs do not expect one: out of the low numbers that shells and
@@ -65,10 +89,15 @@ pub fn move_high(fd: OwnedFd) -> OwnedFd {
     };
     // SAFETY: `limit` is a valid out pointer; F_DUPFD_CLOEXEC takes plain numbers.
     let high = unsafe {
-        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
+        let _ = kernel!(SYS_getrlimit, libc::RLIMIT_NOFILE, &raw mut limit);
         let lowest = limit.rlim_cur.min(TOP);
         let lowest = lowest.saturating_sub(RESERVED).max(lowest / 2);
-        libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, lowest as c_int)
+        kernel!(
+            SYS_fcntl,
+            fd.as_raw_fd(),
+            libc::F_DUPFD_CLOEXEC,
+            lowest as c_int
+        )
     };
     own(high).unwrap_or(fd)
 }
@@ -78,9 +107,7 @@ pub fn identity(fd: RawFd) -> Option<(u64, u64)> {
     let mut stat = MaybeUninit::<libc::stat>::uninit();
     // SAFETY: `stat` is a valid out pointer, and initialised if the call succeeds.
     let stat = unsafe {
-        if libc::fstat(fd, stat.as_mut_ptr()) != 0 {
-            return None;
-        }
+        kernel!(SYS_fstat, fd, stat.as_mut_ptr()).ok()?;
         stat.assume_init()
     };
     Some((stat.st_dev, stat.st_ino))
@@ -215,7 +242,7 @@ pub unsafe fn mremap(
 /// Those of the manual page.
 pub unsafe fn munmap(address: usize, length: usize) -> Result<(), Errno> {
     // SAFETY: by the caller.
-    check(unsafe { libc::syscall(libc::SYS_munmap, address, length) }).map(drop)
+    unsafe { kernel!(SYS_munmap, address, length) }.map(drop)
 }
 
 /// Plain C data: any bytes are a value, and it has no padding that would leak memory.
@@ -244,8 +271,18 @@ pub fn copy_in<T: Plain>(address: usize) -> Result<T, Errno> {
         iov_len: size_of::<T>(),
     };
     // SAFETY: `local` is a valid buffer; the kernel checks `remote`.
-    let copied = unsafe { libc::process_vm_readv(libc::getpid(), &local, 1, &remote, 1, 0) };
-    if copied == size_of::<T>() as isize {
+    let copied = unsafe {
+        kernel!(
+            SYS_process_vm_readv,
+            pid(),
+            &raw const local,
+            1,
+            &raw const remote,
+            1,
+            0
+        )
+    };
+    if copied == Ok(size_of::<T>()) {
         // SAFETY: all of its bytes were written, and any bytes are a `T`.
         return Ok(unsafe { value.assume_init() });
     }
@@ -270,8 +307,18 @@ pub fn copy_out<T: Plain>(value: &T, address: usize) -> Result<(), Errno> {
         iov_len: size_of::<T>(),
     };
     // SAFETY: `local` is only read; the kernel checks `remote`.
-    let copied = unsafe { libc::process_vm_writev(libc::getpid(), &local, 1, &remote, 1, 0) };
-    if copied == size_of::<T>() as isize {
+    let copied = unsafe {
+        kernel!(
+            SYS_process_vm_writev,
+            pid(),
+            &raw const local,
+            1,
+            &raw const remote,
+            1,
+            0
+        )
+    };
+    if copied == Ok(size_of::<T>()) {
         return Ok(());
     }
     if copy_refused(copied) && address != 0 {
@@ -283,8 +330,8 @@ pub fn copy_out<T: Plain>(value: &T, address: usize) -> Result<(), Errno> {
 }
 
 /// Whether `process_vm_*` does not exist here, or a sandbox forbids it.
-fn copy_refused(copied: isize) -> bool {
-    copied < 0 && matches!(errno(), Errno::ENOSYS | Errno::EPERM)
+fn copy_refused(copied: Result<usize, Errno>) -> bool {
+    matches!(copied, Err(Errno::ENOSYS | Errno::EPERM))
 }
 
 /// All signals blocked in this thread until dropped.
@@ -316,7 +363,7 @@ const KERNEL_SIGSET_SIZE: usize = size_of::<u64>();
 /// Closes a descriptor. Not libc's function, which is a cancellation point.
 pub fn close(descriptor: OwnedFd) {
     // SAFETY: nobody else has the descriptor.
-    unsafe { libc::syscall(libc::SYS_close, descriptor.into_raw_fd()) };
+    let _ = unsafe { kernel!(SYS_close, descriptor.into_raw_fd()) };
 }
 
 /// Waits until a descriptor can be read, a handler of a signal runs that was not blocked before, or
@@ -325,35 +372,43 @@ pub fn poll(
     fd: RawFd,
     mut timeout: Option<libc::timespec>,
     signals: &SignalsBlocked,
-) -> Result<c_long, Errno> {
+) -> Result<usize, Errno> {
     let mut poll = libc::pollfd {
         fd,
         events: libc::POLLIN,
         revents: 0,
     };
     // SAFETY: valid pointers; the kernel reads as much of the mask as it is told.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_ppoll,
+    unsafe {
+        kernel!(
+            SYS_ppoll,
             &raw mut poll,
-            1_usize,
+            1,
             pointer_to(&mut timeout),
             &raw const signals.0,
             KERNEL_SIGSET_SIZE,
         )
-    })
+    }
 }
 
 /// An epoll descriptor that says when `fd` can be read.
 pub fn epoll_of(fd: RawFd) -> Result<OwnedFd, Errno> {
     // SAFETY: takes its argument by value.
-    let epoll = own(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
+    let epoll = own(unsafe { kernel!(SYS_epoll_create1, libc::EPOLL_CLOEXEC) })?;
     let mut event = libc::epoll_event {
         events: libc::EPOLLIN as u32,
         u64: 0,
     };
     // SAFETY: `event` is only read.
-    check(unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &mut event) })?;
+    unsafe {
+        kernel!(
+            SYS_epoll_ctl,
+            epoll.as_raw_fd(),
+            libc::EPOLL_CTL_ADD,
+            fd,
+            &raw mut event
+        )
+    }?;
     Ok(epoll)
 }
 
@@ -363,20 +418,20 @@ pub fn epoll_wait(
     epoll: &OwnedFd,
     mut timeout: Option<libc::timespec>,
     signals: &SignalsBlocked,
-) -> Result<c_long, Errno> {
+) -> Result<usize, Errno> {
     let mut event = MaybeUninit::<libc::epoll_event>::uninit();
     // SAFETY: as in `poll`.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_epoll_pwait2,
+    unsafe {
+        kernel!(
+            SYS_epoll_pwait2,
             epoll.as_raw_fd(),
             event.as_mut_ptr(),
-            1_usize,
+            1,
             pointer_to(&mut timeout),
             &raw const signals.0,
             KERNEL_SIGSET_SIZE,
         )
-    })
+    }
 }
 
 fn pointer_to<T>(value: &mut Option<T>) -> *mut T {
@@ -410,6 +465,6 @@ pub fn monotonic() -> libc::timespec {
         tv_nsec: 0,
     };
     // SAFETY: `now` is a valid out pointer.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    let _ = unsafe { kernel!(SYS_clock_gettime, libc::CLOCK_MONOTONIC, &raw mut now) };
     now
 }

@@ -388,6 +388,18 @@ fn there_are_no_such_files_without_a_daemon() {
     assert!(said.contains("No such file or directory"), "{said}");
 }
 
+/// fakeroot's `fstat` makes System V calls; one of ours within such a call had no end.
+#[test]
+fn functions_that_another_library_replaces_are_not_called() {
+    let place = Place::new();
+    let replacing = compile("replaced.c", &["-DLIBRARY", "-shared", "-fPIC"]);
+    let both = format!("{}:{}", replacing.display(), shim().display());
+    let program = compile("replaced.c", &[]);
+    let mut command = place.autostarting(&program);
+    succeeds(command.env("LD_PRELOAD", both), "replaced");
+    assert_eq!(place.starts(), "clean\n");
+}
+
 #[test]
 fn a_library_loaded_with_deepbind_is_served() {
     let place = Place::new();
