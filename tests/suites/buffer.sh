@@ -2,7 +2,9 @@
 # title: buffer
 # source: Debian `buffer`
 # exercises: reader and writer forked around a ring in shared memory, semaphores
+# passes: 3
 # quick
+# nodes: 3
 source "$(dirname "$0")/lib.sh"
 
 fetch() {
@@ -19,6 +21,12 @@ cases() {
     check "a chain of three" same
     check "no complaint" test ! -s errors
     cat errors
+}
+
+# A chain through three nodes.
+nodes() {
+    on 1 buffer -m 1m -s 4k <"$cache/data" | on 2 buffer -m 4m -s 64k | on 3 buffer -m 300k -s 1k | md5sum >sum.got
+    check "a chain of three" same
 }
 
 main "$@"

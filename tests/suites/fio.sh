@@ -2,6 +2,7 @@
 # title: fio, `mem=shm`
 # source: Debian `fio`
 # exercises: the kernel reads files into a segment and writes them out of it, many jobs
+# passes: 6
 # quick
 source "$(dirname "$0")/lib.sh"
 

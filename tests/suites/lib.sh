@@ -4,11 +4,13 @@
 #   fetch()   gets and builds what it needs, once; runs in its own folder under target/suites
 #   cases()   runs the suite on whatever System V IPC the environment gives it
 #   nodes()   optional: the same idea on several nodes, with `on N COMMAND...`
+#   rate()    optional: measures, and reports by `report rate NUMBER`; more is better
 #
-# and ends with `main "$@"`. Both report cases by name; `scripts/suites` runs them on the kernel's
-# own System V IPC and under the library, and compares. Comments that it reads:
+# and ends with `main "$@"`. The first two report cases by name; `scripts/suites` runs all on the
+# kernel's own System V IPC and under the library, and compares. Comments that it reads:
 #
 #   # title: / # source: / # exercises:   for the table
+#   # passes: N                           cases() passes as many cases natively, or something is missing
 #   # quick                               takes seconds
 #   # nodes: N                            the size of the cluster for nodes(); default 2
 set -uo pipefail
@@ -21,7 +23,7 @@ cache=$root/target/suites/$suite
 main() {
     case $1 in
     fetch) mkdir -p "$cache" && cd "$cache" && set -e && fetch ;;
-    cases | nodes) cd "$SUITE_SCRATCH" && "$1" ;;
+    cases | nodes | rate) cd "$SUITE_SCRATCH" && "$1" ;;
     esac
 }
 
@@ -60,12 +62,6 @@ on() {
     if [ -n "${MIGSHM_LAB:-}" ]; then migshm run --on "node$node" -- "$@"; else "$@"; fi
 }
 
-# Whether System V message queues are served. The library must never be passed by, so a case
-# that uses queues is not run where it lacks them.
-has_queues() {
-    [ -z "${SUITE_LIBRARY:-}" ] || grep -q '^msgget$' <(nm -D --defined-only "$SUITE_LIBRARY" | awk '{print $3}')
-}
-
 # as_user COMMAND...: as a user who is not root, in whose name servers run that refuse root.
 as_user() { setpriv --reuid nobody --regid nogroup --clear-groups env HOME="$SUITE_SCRATCH" "$@"; }
 
@@ -86,11 +82,15 @@ packages() {
 # lists know binary packages only, and stay as they are.
 source_of() {
     [ -d "$1" ] && return
-    local apt=$root/target/suites/apt work
-    packages dpkg-dev
+    local apt=$root/target/suites/apt work list
+    packages dpkg-dev ca-certificates
     if [ ! -f "$apt/ready" ]; then
         mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$apt/sources"
-        sed 's/^Types:.*/Types: deb-src/' /etc/apt/sources.list.d/debian.sources >"$apt/sources/debian.sources"
+        # A machine has its archives in the one file or in the other.
+        list=/etc/apt/sources.list.d/debian.sources
+        [ ! -f $list ] || sed 's/^Types:.*/Types: deb-src/' $list >"$apt/sources/debian.sources"
+        list=/etc/apt/sources.list
+        [ ! -f $list ] || sed -n 's/^deb /deb-src /p' $list >"$apt/sources/debian.list"
         cat >"$apt/apt.conf" <<-END
 			Dir::Etc::SourceList "/dev/null";
 			Dir::Etc::SourceParts "$apt/sources";

@@ -2,6 +2,7 @@
 # title: PostgreSQL 15 with System V semaphores: regress, isolation
 # source: Debian source `postgresql-15`, `PREFERRED_SEMAPHORES=SYSV`
 # exercises: a whole database on segments and semaphores
+# passes: 334
 source "$(dirname "$0")/lib.sh"
 
 fetch() {

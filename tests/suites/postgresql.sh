@@ -2,6 +2,7 @@
 # title: PostgreSQL 15
 # source: Debian `postgresql-15`
 # exercises: segments of 64 MB and more with spinlocks and atomics in them, the nattch interlock, fork for each connection
+# passes: 14
 source "$(dirname "$0")/lib.sh"
 
 bin=/usr/lib/postgresql/15/bin
@@ -14,20 +15,24 @@ equal() { [ "$1" = "$2" ] || { echo "'$1' is not '$2'"; return 1; }; }
 
 start() { pg $bin/pg_ctl -D data -l log -w start; }
 
-cases() {
-    mkdir -m 777 server
-    cd server || exit
-    check "initdb" pg $bin/initdb -D data --auth trust --no-sync
+settings() {
     cat >>data/postgresql.conf <<-END
 		shared_memory_type = sysv
 		dynamic_shared_memory_type = sysv
 		shared_buffers = 64MB
 		listen_addresses = ''
 		unix_socket_directories = '$PWD'
-		min_parallel_table_scan_size = 0
-		parallel_setup_cost = 0
-		parallel_tuple_cost = 0
+		$*
 	END
+}
+
+cases() {
+    mkdir -m 777 server
+    cd server || exit
+    check "initdb" pg $bin/initdb -D data --auth trust --no-sync
+    settings 'min_parallel_table_scan_size = 0
+        parallel_setup_cost = 0
+        parallel_tuple_cost = 0'
     check "start" start
     check "a second server is refused" second_is_refused
     check "pgbench -i" pg $bin/pgbench -i -s 5 --quiet
@@ -47,6 +52,23 @@ cases() {
     check "rows" equal "$(sql 'select count(*) from pgbench_accounts')" 500000
     check "stop" pg $bin/pg_ctl -D data -w stop -m fast
     cat log
+}
+
+# Transactions per second, with nothing that waits for a disk.
+rate() {
+    mkdir -m 777 server
+    cd server || exit
+    pg $bin/initdb -D data --auth trust --no-sync >/dev/null
+    settings 'fsync = off
+        full_page_writes = off
+        autovacuum = off'
+    start
+    pg $bin/pgbench -i -s 5 --quiet
+    pg $bin/psql -Xqc checkpoint
+    pg $bin/pgbench -c 8 -j 2 -T 10 >measured
+    cat measured
+    report rate "$(sed -n 's/^tps = \([0-9.]*\).*/\1/p' measured)"
+    pg $bin/pg_ctl -D data -w stop -m fast
 }
 
 # The segment is in use: the lock file alone is not what protects the data.

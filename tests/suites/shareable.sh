@@ -2,6 +2,7 @@
 # title: IPC::Shareable
 # source: Debian source `libipc-shareable-perl`
 # exercises: tied variables in many segments, locks by semaphores, exhaustion of segments
+# passes: 480
 # quick
 source "$(dirname "$0")/lib.sh"
 

@@ -2,6 +2,7 @@
 # title: IPC::ShareLite
 # source: Debian source `libipc-sharelite-perl`
 # exercises: a variable shared by processes, locks by semaphores with `SEM_UNDO`, fork
+# passes: 21
 # quick
 # nodes: 2
 source "$(dirname "$0")/lib.sh"

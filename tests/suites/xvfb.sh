@@ -2,6 +2,7 @@
 # title: Xvfb, MIT-SHM
 # source: Debian `xvfb`, `x11-apps`, `x11-utils`
 # exercises: two unrelated programs, attach by id, permissions
+# passes: 3
 # quick
 # nodes: 2
 source "$(dirname "$0")/lib.sh"
