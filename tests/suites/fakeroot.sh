@@ -37,7 +37,7 @@ nodes() {
     cd work || exit
     local key pid
     IFS=: read -r key pid < <(on 1 faked-sysv)
-    on 2 env FAKEROOTKEY="$key" LD_PRELOAD="$(ls /usr/lib/*/libfakeroot/libfakeroot-sysv.so)${SUITE_LIBRARY:+:$SUITE_LIBRARY}" sh -c "$script" >listing
+    on 2 timeout 60 env FAKEROOTKEY="$key" LD_PRELOAD="$(ls /usr/lib/*/libfakeroot/libfakeroot-sysv.so)${SUITE_LIBRARY:+:$SUITE_LIBRARY}" sh -c "$script" >listing
     cat listing
     check "listing" test "$(cat listing)" = "$expected"
     check "end" kill "$pid"
