@@ -5,6 +5,9 @@
 # passes: 334
 source "$(dirname "$0")/lib.sh"
 
+bin=$cache/installed/bin
+source "$suites/postgresql.bash"
+
 fetch() {
     packages gcc make bison flex libreadline-dev zlib1g-dev perl
     source_of postgresql-15
@@ -48,11 +51,13 @@ regress() {
 
 cases() {
     printf 'shared_memory_type = sysv\ndynamic_shared_memory_type = sysv\n' >settings
-    export PATH=$cache/installed/bin:$PATH
-    local options=(--temp-instance=./tmp_check --temp-config="$PWD/settings" --bindir="$cache/installed/bin"
+    export PATH=$bin:$PATH
+    local options=(--temp-instance=./tmp_check --temp-config="$PWD/settings" --bindir="$bin"
         --inputdir=. --outputdir=. --max-concurrent-tests=20 --no-locale)
     regress regress ./pg_regress "${options[@]}" --dlpath=. --schedule=./parallel_schedule
     regress isolation ./pg_isolation_regress "${options[@]}" --schedule=./isolation_schedule
 }
+
+rate() { transactions; }
 
 main "$@"

@@ -6,25 +6,12 @@
 source "$(dirname "$0")/lib.sh"
 
 bin=/usr/lib/postgresql/15/bin
+source "$suites/postgresql.bash"
 
 fetch() { packages postgresql-15; }
 
-pg() { as_user env PGHOST="$PWD" PGDATABASE=postgres "$@"; }
 sql() { pg $bin/psql -XAtq -c "$1"; }
 equal() { [ "$1" = "$2" ] || { echo "'$1' is not '$2'"; return 1; }; }
-
-start() { pg $bin/pg_ctl -D data -l log -w start; }
-
-settings() {
-    cat >>data/postgresql.conf <<-END
-		shared_memory_type = sysv
-		dynamic_shared_memory_type = sysv
-		shared_buffers = 64MB
-		listen_addresses = ''
-		unix_socket_directories = '$PWD'
-		$*
-	END
-}
 
 cases() {
     mkdir -m 777 server
@@ -54,23 +41,6 @@ cases() {
     cat log
 }
 
-# Transactions per second, with nothing that waits for a disk.
-rate() {
-    mkdir -m 777 server
-    cd server || exit
-    pg $bin/initdb -D data --auth trust --no-sync >/dev/null
-    settings 'fsync = off
-        full_page_writes = off
-        autovacuum = off'
-    start
-    pg $bin/pgbench -i -s 5 --quiet
-    pg $bin/psql -Xqc checkpoint
-    pg $bin/pgbench -c 8 -j 2 -T 10 >measured
-    cat measured
-    report rate "$(sed -n 's/^tps = \([0-9.]*\).*/\1/p' measured)"
-    pg $bin/pg_ctl -D data -w stop -m fast
-}
-
 # The segment is in use: the lock file alone is not what protects the data.
 second_is_refused() {
     mv data/postmaster.pid kept
@@ -98,5 +68,7 @@ crash() {
     done
     return 1
 }
+
+rate() { transactions; }
 
 main "$@"
