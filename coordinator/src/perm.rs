@@ -60,9 +60,32 @@ pub(crate) fn check_control(perm: &Perm, caller: &Caller) -> Result<(), Errno> {
     }
 }
 
-/// EPERM unless the caller may lock the object into memory, and unlock it.
-pub(crate) fn check_lock(perm: &Perm, caller: &Caller) -> Result<(), Errno> {
-    if capable(caller, CAP_IPC_LOCK) || is_owner(perm, caller) {
+/// EPERM unless the caller may unlock the object.
+pub(crate) fn check_unlock(perm: &Perm, caller: &Caller) -> Result<(), Errno> {
+    if may_lock(caller) || is_owner(perm, caller) {
+        Ok(())
+    } else {
+        Err(Errno::EPERM)
+    }
+}
+
+/// EPERM unless the caller may lock the object into memory; how much is left to check.
+pub(crate) fn check_lock(perm: &Perm, caller: &Caller, limit: u64) -> Result<(), Errno> {
+    if may_lock(caller) || (is_owner(perm, caller) && limit > 0) {
+        Ok(())
+    } else {
+        Err(Errno::EPERM)
+    }
+}
+
+/// Whether the caller may lock memory without limit.
+pub(crate) fn may_lock(caller: &Caller) -> bool {
+    capable(caller, CAP_IPC_LOCK)
+}
+
+/// EPERM unless the caller may have huge pages: of group 0, `vm.hugetlb_shm_group`'s default.
+pub(crate) fn check_huge(caller: &Caller) -> Result<(), Errno> {
+    if may_lock(caller) || in_group(caller, 0) {
         Ok(())
     } else {
         Err(Errno::EPERM)

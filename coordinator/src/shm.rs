@@ -5,7 +5,8 @@
 //! Where its pages are is the business of [`crate::placement`].
 
 use migshm_protocol::call::{
-    Answer, Attachment, Errno, Outcome, ShmCommand, ShmLimits, ShmStatus, ShmUsage, StatBy,
+    Answer, Attachment, Caller, Errno, Memlock, Outcome, ShmCommand, ShmLimits, ShmStatus,
+    ShmUsage, StatBy,
 };
 use migshm_protocol::control::FromCoordinator;
 use migshm_protocol::ids::PAGE_SIZE;
@@ -21,6 +22,13 @@ use crate::{Context, Output, Request, perm};
 
 /// Flag of `shmget`: do not count the size against memory.
 const SHM_NORESERVE: i32 = 0o10000;
+/// Flag of `shmget`: of huge pages, which a cluster never has.
+const SHM_HUGETLB: i32 = 0o4000;
+/// In the flags of `shmget`: the binary logarithm of a huge page's size, 0 for the default.
+const SHM_HUGE_SHIFT: u32 = 26;
+const SHM_HUGE_MASK: u32 = 0x3f;
+/// The sizes of huge pages that there are on x86-64: 2 MiB and 1 GiB.
+const HUGE_SIZES: [u32; 3] = [0, 21, 30];
 /// Flag of `shmat`: attach for reading only.
 const SHM_RDONLY: i32 = 0o10000;
 /// Flag of `shmat`: attach for execution too.
@@ -47,6 +55,8 @@ pub(crate) struct Segments {
     /// Pages of all segments together; SHMMNI segments of the largest size are below SHMALL.
     pages: u64,
     created: u64,
+    /// Pages that each real user has locked.
+    locked: BTreeMap<u32, u64>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -60,6 +70,8 @@ struct Segment {
     lpid: i32,
     /// `lpid` and `atime` before the last attach, should it come to nothing.
     before_attach: (i32, i64),
+    /// The real user who has locked it, if anyone has.
+    locked_by: Option<u32>,
     /// Of each node that has any.
     attaches: BTreeMap<NodeId, u64>,
     pages: Pages,
@@ -71,6 +83,7 @@ impl Segments {
             table: Table::new(SHMMNI as usize),
             pages: 0,
             created: 0,
+            locked: BTreeMap::new(),
         }
     }
 
@@ -97,6 +110,10 @@ impl Segments {
         if size < SHMMIN || size > SHMMAX.min(MAX_FILE) {
             return Err(Errno::EINVAL);
         }
+        if flags & SHM_HUGETLB != 0 {
+            check_huge(flags, request.caller)?;
+            return Err(Errno::ENOMEM);
+        }
         if size > MAX_SIZE || (flags & SHM_NORESERVE == 0 && size > cx.members.total_memory()) {
             return Err(Errno::ENOMEM);
         }
@@ -112,6 +129,7 @@ impl Segments {
                 cpid: request.caller.pid,
                 lpid: 0,
                 before_attach: (0, 0),
+                locked_by: None,
                 attaches: BTreeMap::new(),
                 pages: Pages::new(size),
             })?;
@@ -332,17 +350,61 @@ impl Segments {
                 perm::update(perm, new)?;
                 segment.ctime = cx.now;
             }
-            ShmCommand::Lock(lock) => {
-                let Entry { perm, .. } = self.table.get_mut(id)?;
-                perm::check_lock(perm, request.caller)?;
-                perm.mode = if lock {
-                    perm.mode | SHM_LOCKED
-                } else {
-                    perm.mode & !SHM_LOCKED
-                };
+            ShmCommand::Lock(true) => self.lock(id, request.caller)?,
+            ShmCommand::Lock(false) => {
+                let Entry { perm, .. } = self.table.get(id)?;
+                perm::check_unlock(perm, request.caller)?;
+                self.unlock(id);
             }
         }
         Ok(Answer::Value(0))
+    }
+
+    /// SHM_LOCK. The pages count to the real user who locks them, until they are unlocked,
+    /// by whomever; a segment that is locked already stays as it is.
+    fn lock(&mut self, id: i32, caller: &Caller) -> Result<(), Errno> {
+        let Entry {
+            perm,
+            object: segment,
+        } = self.table.get_mut(id)?;
+        let nothing = Memlock {
+            uid: caller.uid,
+            limit: 0,
+        };
+        let Memlock { uid, limit } = caller.memlock.unwrap_or(nothing);
+        perm::check_lock(perm, caller, limit)?;
+        if segment.locked_by.is_some() {
+            return Ok(());
+        }
+        let wanted = self.locked.get(&uid).unwrap_or(&0) + pages(segment.size);
+        // As Linux: only whole pages of the limit count.
+        if wanted > limit / PAGE_SIZE as u64 && limit != u64::MAX && !perm::may_lock(caller) {
+            return Err(Errno::ENOMEM);
+        }
+        self.locked.insert(uid, wanted);
+        segment.locked_by = Some(uid);
+        perm.mode |= SHM_LOCKED;
+        Ok(())
+    }
+
+    /// SHM_UNLOCK, and what the end of a segment undoes.
+    fn unlock(&mut self, id: i32) {
+        let Ok(Entry {
+            perm,
+            object: segment,
+        }) = self.table.get_mut(id)
+        else {
+            return;
+        };
+        perm.mode &= !SHM_LOCKED;
+        if let Some(uid) = segment.locked_by.take()
+            && let Some(locked) = self.locked.get_mut(&uid)
+        {
+            *locked -= pages(segment.size);
+            if *locked == 0 {
+                self.locked.remove(&uid);
+            }
+        }
     }
 
     fn stat(&self, request: &Request<'_>, id: i32, by: StatBy) -> Result<ShmStatus, Errno> {
@@ -414,6 +476,7 @@ impl Segments {
         if !self.table.get(id).is_ok_and(due) {
             return;
         }
+        self.unlock(id);
         let Some(Entry {
             object:
                 Segment {
@@ -491,6 +554,16 @@ impl Segment {
             }
         }
     }
+}
+
+/// `SHM_HUGETLB`: EINVAL for a size that huge pages do not have, EPERM for a caller who may not
+/// have them.
+fn check_huge(flags: i32, caller: &Caller) -> Result<(), Errno> {
+    let size = flags.cast_unsigned() >> SHM_HUGE_SHIFT & SHM_HUGE_MASK;
+    if !HUGE_SIZES.contains(&size) {
+        return Err(Errno::EINVAL);
+    }
+    perm::check_huge(caller)
 }
 
 fn pages(bytes: u64) -> u64 {

@@ -569,6 +569,7 @@ impl Duel {
             gid: 0,
             groups: Vec::new(),
             capabilities: self.capabilities,
+            memlock: None,
         };
         let process = Process {
             node: self.nodes[at % 2],

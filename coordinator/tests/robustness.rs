@@ -104,6 +104,7 @@ fn message() -> impl Strategy<Value = ToCoordinator> {
             gid: uid,
             groups: vec![uid],
             capabilities: if uid == 0 { u64::MAX } else { 0 },
+            memlock: None,
         });
     let extent = || (segment(), 0..6u32).prop_map(|(segment, index)| Extent { segment, index });
     let count = || prop_oneof![9 => 0..3u32, 1 => any::<u32>()];

@@ -96,6 +96,7 @@ fn semget() -> ToCoordinator {
         gid: 0,
         groups: Vec::new(),
         capabilities: 0,
+        memlock: None,
     };
     ToCoordinator::Call {
         id: 1,

@@ -13,15 +13,30 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::AbortHandle;
 
 use crate::daemon::{
-    Attaching, Connection, ConnectionId, Coordinator, Node, Pending, Process, Resident,
+    Again, Attaching, Connection, ConnectionId, Coordinator, Node, Pending, Process, Resident,
 };
-use crate::local::{self, Credentials, Socket};
+use crate::local::{self, Credentials, Packet, Sender, Socket};
 use crate::memory::{AttachId, Granted, SpaceId, UserId, View};
 use crate::tasks;
 use crate::uffd::Uffd;
 
 /// `SHM_RDONLY` of `shmat(2)`.
 const SHM_RDONLY: i32 = 0o10000;
+
+/// The capabilities that System V IPC knows, as bits: `CAP_IPC_LOCK`, `CAP_IPC_OWNER`,
+/// `CAP_SYS_ADMIN`, `CAP_SYS_RESOURCE`.
+const OF_IPC: u64 = 1 << 14 | 1 << 15 | 1 << 21 | 1 << 24;
+
+/// Whether a call locks memory.
+fn is_lock(call: &Call) -> bool {
+    matches!(
+        call,
+        Call::ShmCtl {
+            command: ShmCommand::Lock(true),
+            ..
+        }
+    )
+}
 
 /// An anchor page: the address space's secret, then zeros.
 fn anchor_page(secret: u64) -> [u8; PAGE_SIZE] {
@@ -31,10 +46,20 @@ fn anchor_page(secret: u64) -> [u8; PAGE_SIZE] {
 }
 
 impl Node {
+    /// Whether a user may have one more connection. When most descriptors are taken, only those
+    /// may who have fewer than their share: one user's processes must not keep others out.
+    pub(crate) fn has_room_for(&self, user: u32) -> bool {
+        // A process has a pidfd, an address space a userfaultfd and a pagemap.
+        let taken = self.connections.len() + self.processes.len() + 2 * self.spaces.len();
+        let share = self.connections.len() / self.users.len().max(1);
+        taken < self.descriptors / 4 * 3 || self.users.get(&user).is_none_or(|has| *has < share)
+    }
+
     /// A process connected.
     pub(crate) fn on_connect(
         &mut self,
         id: ConnectionId,
+        user: u32,
         socket: Rc<AsyncFd<Socket>>,
         task: AbortHandle,
     ) {
@@ -43,10 +68,14 @@ impl Node {
             Connection {
                 socket,
                 task,
+                user,
                 caller: None,
+                greeter: Sender::default(),
                 call: None,
+                again: None,
             },
         );
+        *self.users.entry(user).or_default() += 1;
     }
 
     /// A connection's socket may be readable: takes one message.
@@ -60,19 +89,21 @@ impl Node {
         let socket = Rc::clone(&connection.socket);
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.resize(migshm_protocol::limits::MAX_LOCAL, 0);
-        let result = socket
-            .get_ref()
-            .receive(&mut buffer)
-            .and_then(|(length, descriptor)| {
-                if length == 0 {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
-                // What the sender has seen end has ended for it.
-                self.reap();
-                let (message, raw) = codec::decode::<ToNode>(&buffer[..length])
-                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-                self.on_local(id, message, raw, descriptor)
-            });
+        let result = socket.get_ref().receive(&mut buffer).and_then(|packet| {
+            let Packet {
+                length,
+                descriptor,
+                sender,
+            } = packet;
+            if length == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            // What the sender has seen end has ended for it.
+            self.reap();
+            let (message, raw) = codec::decode::<ToNode>(&buffer[..length])
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            self.on_local(id, sender, message, raw, descriptor)
+        });
         self.buffer = buffer;
         if result.is_ok() {
             self.settle();
@@ -83,6 +114,7 @@ impl Node {
     fn on_local(
         &mut self,
         from: ConnectionId,
+        sender: Sender,
         message: ToNode,
         raw: &[u8],
         descriptor: Option<OwnedFd>,
@@ -93,18 +125,25 @@ impl Node {
             anchor,
         } = message
         {
-            return self.on_hello(from, version, forked_from, anchor);
+            return self.on_hello(from, sender, version, forked_from, anchor);
         }
-        let Some(caller) = self.connections.get(&from).and_then(|c| c.caller.clone()) else {
+        let Some(connection) = self.connections.get(&from) else {
+            return Ok(());
+        };
+        let Some(caller) = connection.caller.clone() else {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "request before Hello",
             ));
         };
-        let waits = self
-            .connections
-            .get(&from)
-            .is_some_and(|c| c.call.is_some());
+        // A child that has become another user may have inherited the descriptor.
+        if (sender.uid, sender.gid) != (connection.greeter.uid, connection.greeter.gid) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "request of another user",
+            ));
+        }
+        let waits = connection.call.is_some();
         if waits && matches!(message, ToNode::Call { .. } | ToNode::Detach { .. }) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
@@ -117,10 +156,17 @@ impl Node {
                 let outcome = self.on_anchor(caller.pid, address, descriptor);
                 self.answer(from, id, outcome.map(|()| Answer::Value(0)), &[], None);
             }
-            ToNode::Call { id, call } => self.on_call(from, id, caller, call, raw),
+            ToNode::Call { id, call } => self.on_call(from, sender, id, caller, call, raw),
             ToNode::Cancel { id, errno } => {
-                let call = self.connections.get(&from).and_then(|c| c.call);
-                if let Some((_, ours)) = call.filter(|(theirs, _)| *theirs == id) {
+                let connection = self.connections.get_mut(&from);
+                let call = connection.and_then(|c| {
+                    let call = c.call.filter(|(theirs, _)| *theirs == id)?;
+                    if let Some(again) = &mut c.again {
+                        again.cancelled = Some(errno);
+                    }
+                    Some(call)
+                });
+                if let Some((_, ours)) = call {
                     self.tell(ToCoordinator::Cancel { id: ours, errno }, &[]);
                 }
             }
@@ -189,6 +235,7 @@ impl Node {
     fn on_hello(
         &mut self,
         from: ConnectionId,
+        sender: Sender,
         version: u32,
         forked_from: i32,
         anchor: u64,
@@ -216,6 +263,12 @@ impl Node {
             ));
         }
         let credentials = socket.get_ref().credentials()?;
+        if sender.pid != credentials.pid {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "Hello of another process than connected",
+            ));
+        }
         if local::has_ended(&credentials.pidfd) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
@@ -246,16 +299,12 @@ impl Node {
             uid,
             gid,
             groups,
-            // What the process has now; it may have become another program since it connected.
-            // Only who was root then could have given that program something.
-            capabilities: if uid == 0 {
-                local::capabilities(pid)
-            } else {
-                0
-            },
+            capabilities: 0,
+            memlock: None,
         };
         if let Some(connection) = self.connections.get_mut(&from) {
             connection.caller = Some(caller);
+            connection.greeter = sender;
         }
         let device = self
             .device
@@ -447,7 +496,15 @@ impl Node {
         self.quiet_space.notify_one();
     }
 
-    fn on_call(&mut self, from: ConnectionId, theirs: u64, caller: Caller, call: Call, raw: &[u8]) {
+    fn on_call(
+        &mut self,
+        from: ConnectionId,
+        sender: Sender,
+        theirs: u64,
+        mut caller: Caller,
+        call: Call,
+        raw: &[u8],
+    ) {
         self.counters.calls += 1;
         let id = self.next_id();
         if let Call::ShmCtl {
@@ -470,11 +527,70 @@ impl Node {
             }
             _ => Pending::Call(from),
         };
+        // It counts only what is read of the process that asks, and not of one that it forked.
+        let own = sender.pid == caller.pid;
+        if own && is_lock(&call) {
+            caller.memlock = local::memlock(caller.pid);
+        }
         if let Some(connection) = self.connections.get_mut(&from) {
             connection.call = Some((theirs, id));
+            connection.again = own.then(|| Again {
+                call,
+                raw: raw.to_vec(),
+                memlock: caller.memlock,
+                cancelled: None,
+            });
         }
         self.pending.insert(id, pending);
         self.tell(ToCoordinator::Call { id, caller, call }, raw);
+    }
+
+    /// A call was denied that was made without its caller's capabilities, as most calls need none
+    /// and to know them takes longer than such a call. It had no effect; if the caller has any
+    /// that could help, it is made again with them. False if that cannot be.
+    fn call_again(&mut self, from: ConnectionId, ours: u64) -> bool {
+        let Some(connection) = self.connections.get_mut(&from) else {
+            return false;
+        };
+        let Some((theirs, _)) = connection.call.filter(|(_, id)| *id == ours) else {
+            return false;
+        };
+        let (Some(again), Some(caller)) = (connection.again.take(), connection.caller.clone())
+        else {
+            return false;
+        };
+        let capabilities = local::capabilities(caller.pid, caller.uid, caller.gid) & OF_IPC;
+        let lives = |process: &Process| !local::has_ended(&process.pidfd);
+        // Else it was another process with its pid, perhaps, whose capabilities were read.
+        if capabilities == 0 || !self.processes.get(&caller.pid).is_some_and(lives) {
+            return false;
+        }
+        let id = self.next_id();
+        if let Some(connection) = self.connections.get_mut(&from) {
+            connection.call = Some((theirs, id));
+        }
+        let Again {
+            call,
+            raw,
+            memlock,
+            cancelled,
+        } = again;
+        let pending = match call {
+            Call::ShmAttach { flags, .. } => Pending::Attach(from, flags),
+            _ => Pending::Call(from),
+        };
+        self.pending.insert(id, pending);
+        let caller = Caller {
+            capabilities,
+            memlock,
+            ..caller
+        };
+        self.tell(ToCoordinator::Call { id, caller, call }, &raw);
+        // The coordinator may have heard of that when it had answered the first already.
+        if let Some(errno) = cancelled {
+            self.tell(ToCoordinator::Cancel { id, errno }, &[]);
+        }
+        true
     }
 
     /// The coordinator answered.
@@ -488,6 +604,13 @@ impl Node {
         let Some(pending) = self.pending.remove(&id) else {
             return;
         };
+        if let (Pending::Call(connection) | Pending::Attach(connection, _), Err(errno)) =
+            (&pending, &outcome)
+            && self.may_need_capabilities(*connection, *errno)
+            && self.call_again(*connection, id)
+        {
+            return;
+        }
         match pending {
             Pending::Call(connection) => {
                 if let Some(theirs) = self.finish(connection, id) {
@@ -520,13 +643,23 @@ impl Node {
         }
     }
 
+    /// Whether a call's outcome might be another with capabilities.
+    fn may_need_capabilities(&self, connection: ConnectionId, errno: Errno) -> bool {
+        let again = self.connections.get(&connection);
+        let again = again.and_then(|connection| connection.again.as_ref());
+        again.is_some_and(|again| match errno {
+            Errno::EACCES | Errno::EPERM => true,
+            Errno::ENOMEM => is_lock(&again.call),
+            _ => false,
+        })
+    }
+
     /// The shim's id of the call that the connection waits for, if it still does.
     fn finish(&mut self, connection: ConnectionId, ours: u64) -> Option<u64> {
         let entry = self.connections.get_mut(&connection)?;
-        entry
-            .call
-            .take_if(|(_, id)| *id == ours)
-            .map(|(theirs, _)| theirs)
+        let (theirs, _) = entry.call.take_if(|(_, id)| *id == ours)?;
+        entry.again = None;
+        Some(theirs)
     }
 
     fn on_attach_answer(
@@ -794,6 +927,12 @@ impl Node {
         let Some(connection) = self.connections.remove(&id) else {
             return;
         };
+        if let Some(count) = self.users.get_mut(&connection.user) {
+            *count -= 1;
+            if *count == 0 {
+                self.users.remove(&connection.user);
+            }
+        }
         if let Some((_, ours)) = connection.call {
             self.tell(
                 ToCoordinator::Cancel {
@@ -949,8 +1088,9 @@ impl Node {
             .map_err(io::Error::other)
             .and_then(|()| connection.socket.get_ref().send(&packet, descriptor));
         if let Err(error) = sent {
-            // It waits for this answer and does not read: broken or hostile, and soon closed.
-            tracing::debug!(%error, "cannot answer a process");
+            // It waits for this answer and has not read those before: broken or hostile.
+            tracing::debug!(%error, "cannot answer a process; closing its connection");
+            connection.socket.get_ref().shut_down();
         }
     }
 }

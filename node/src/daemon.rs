@@ -21,7 +21,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use migshm_coherence::{Config as CoherenceConfig, Engine, HomePolicy, Time};
 use migshm_coordinator::{Core, Output};
-use migshm_protocol::call::{Attachment, Caller, Errno};
+use migshm_protocol::call::{Attachment, Call, Caller, Errno, Memlock};
 use migshm_protocol::control::{FromCoordinator, Member, Placement, ToCoordinator};
 use migshm_protocol::local::Pieces;
 use migshm_protocol::page::PageMessage;
@@ -34,9 +34,10 @@ use tokio::task::AbortHandle;
 
 use crate::cached::Cached;
 use crate::exits::Exits;
-use crate::local::Socket;
+use crate::local::{Sender, Socket};
 use crate::memory::{AttachId, Memory, SpaceId, View};
 use crate::readers::Turns;
+use crate::start;
 use crate::tasks::Timer;
 
 /// The node, shared by the tasks of its one thread.
@@ -71,6 +72,10 @@ pub struct Node {
     pub(crate) endpoint: Option<Endpoint>,
 
     pub(crate) connections: FxHashMap<ConnectionId, Connection>,
+    /// How many connections each user has.
+    pub(crate) users: FxHashMap<u32, usize>,
+    /// Descriptors that this process may have open.
+    pub(crate) descriptors: usize,
     pub(crate) processes: FxHashMap<i32, Process>,
     pub(crate) exits: Rc<Exits>,
     pub(crate) spaces: FxHashMap<SpaceId, Resident>,
@@ -137,10 +142,26 @@ pub struct Peer {
 pub struct Connection {
     pub(crate) socket: Rc<AsyncFd<Socket>>,
     pub(crate) task: AbortHandle,
+    /// Effective user of who connected.
+    pub(crate) user: u32,
     /// Once it has said Hello.
     pub(crate) caller: Option<Caller>,
+    /// Who sent that.
+    pub(crate) greeter: Sender,
     /// The shim's id and ours of the call that is under way.
     pub(crate) call: Option<(u64, u64)>,
+    /// That call, if it may be tried once more with capabilities.
+    pub(crate) again: Option<Again>,
+}
+
+/// A call that was sent to the coordinator without the caller's capabilities.
+pub struct Again {
+    pub(crate) call: Call,
+    /// What follows it.
+    pub(crate) raw: Vec<u8>,
+    pub(crate) memlock: Option<Memlock>,
+    /// It was cancelled meanwhile, with this errno.
+    pub(crate) cancelled: Option<Errno>,
 }
 
 /// A local process that has ever called.
@@ -225,6 +246,8 @@ impl Node {
                 quiet_space: Rc::default(),
                 endpoint,
                 connections: FxHashMap::default(),
+                users: FxHashMap::default(),
+                descriptors: start::descriptor_limit(),
                 processes: FxHashMap::default(),
                 exits: Rc::new(exits),
                 spaces: FxHashMap::default(),

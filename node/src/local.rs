@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use migshm_protocol::call::Memlock;
+
 /// A `SOCK_SEQPACKET` unix socket, nonblocking.
 #[derive(Debug)]
 pub struct Socket(OwnedFd);
@@ -26,12 +28,41 @@ pub struct Credentials {
     pub pidfd: OwnedFd,
 }
 
+/// One packet of a process.
+#[derive(Debug)]
+pub struct Packet {
+    /// Bytes received; 0 is the end of the connection.
+    pub length: usize,
+    /// The descriptor that came with it.
+    pub descriptor: Option<OwnedFd>,
+    /// Who sent it.
+    pub sender: Sender,
+}
+
+/// The process that sent a packet, as the kernel knew it then (`SCM_CREDENTIALS`): not
+/// necessarily the one that connected, as forked children have its descriptors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sender {
+    /// In the daemon's pid namespace; 0 if it has no name there.
+    pub pid: i32,
+    /// Real user id.
+    pub uid: u32,
+    /// Real group id.
+    pub gid: u32,
+}
+
 /// `SO_PEERPIDFD` of `asm-generic/socket.h`.
 const SO_PEERPIDFD: libc::c_int = 77;
 
-/// Room for one descriptor's control message, and a few more that a peer may send.
+/// Room for the sender's credentials and one descriptor, and a few more that a peer may send.
 #[repr(align(8))]
-struct Control([u8; 32]);
+struct Control([u8; 64]);
+
+impl Control {
+    fn new() -> Control {
+        Control([0; 64])
+    }
+}
 
 impl Socket {
     fn new() -> io::Result<Socket> {
@@ -62,6 +93,8 @@ impl Socket {
         if unsafe { libc::bind(fd, (&raw const address).cast(), length) } < 0 {
             return Err(io::Error::last_os_error());
         }
+        // Connections inherit it.
+        socket.set_option(libc::SO_PASSCRED, 1)?;
         fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
         // SAFETY: plain listen on an owned descriptor.
         if unsafe { libc::listen(fd, libc::SOMAXCONN) } < 0 {
@@ -111,17 +144,17 @@ impl Socket {
         Ok(Socket(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Receives one packet and the descriptor that came with it; length 0 is the end.
+    /// Receives one packet.
     ///
     /// # Errors
     /// Those of `recvmsg(2)`, `WouldBlock` among them; `InvalidData` if the packet is longer than
     /// the buffer.
-    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Packet> {
         let mut iov = libc::iovec {
             iov_base: buffer.as_mut_ptr().cast(),
             iov_len: buffer.len(),
         };
-        let mut control = Control([0; 32]);
+        let mut control = Control::new();
         // SAFETY: plain data, zero is a valid value.
         let mut header: libc::msghdr = unsafe { mem::zeroed() };
         header.msg_iov = &raw mut iov;
@@ -133,26 +166,83 @@ impl Socket {
             unsafe { libc::recvmsg(self.0.as_raw_fd(), &raw mut header, libc::MSG_CMSG_CLOEXEC) };
         let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
         let mut descriptor = None;
+        let mut sender = Sender::default();
         // SAFETY: the kernel filled the control buffer; the macros stay inside it. All descriptors
         // in it are taken over here.
         unsafe {
-            let message = libc::CMSG_FIRSTHDR(&raw const header);
-            if !message.is_null()
-                && (*message).cmsg_level == libc::SOL_SOCKET
-                && (*message).cmsg_type == libc::SCM_RIGHTS
-            {
-                let data = libc::CMSG_DATA(message).cast::<RawFd>();
-                let header_length = libc::CMSG_LEN(0) as usize;
-                let count = ((*message).cmsg_len - header_length) / size_of::<RawFd>();
-                for index in 0..count {
-                    descriptor = Some(OwnedFd::from_raw_fd(data.add(index).read_unaligned()));
+            let mut message = libc::CMSG_FIRSTHDR(&raw const header);
+            while !message.is_null() {
+                let data = libc::CMSG_DATA(message);
+                match ((*message).cmsg_level, (*message).cmsg_type) {
+                    (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => {
+                        let libc::ucred { pid, uid, gid } =
+                            data.cast::<libc::ucred>().read_unaligned();
+                        sender = Sender { pid, uid, gid };
+                    }
+                    (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
+                        let header_length = libc::CMSG_LEN(0) as usize;
+                        let count = ((*message).cmsg_len - header_length) / size_of::<RawFd>();
+                        let data = data.cast::<RawFd>();
+                        for index in 0..count {
+                            descriptor =
+                                Some(OwnedFd::from_raw_fd(data.add(index).read_unaligned()));
+                        }
+                    }
+                    _ => {}
                 }
+                message = libc::CMSG_NXTHDR(&raw const header, message);
             }
         }
         if header.msg_flags & libc::MSG_TRUNC != 0 {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        Ok((got, descriptor))
+        Ok(Packet {
+            length: got,
+            descriptor,
+            sender,
+        })
+    }
+
+    /// Ends the connection: the peer sees that, and so does who reads here.
+    pub fn shut_down(&self) {
+        // SAFETY: plain shutdown on an owned descriptor. It fails only if the peer has gone.
+        unsafe { libc::shutdown(self.0.as_raw_fd(), libc::SHUT_RDWR) };
+    }
+
+    /// Effective user id of who connected.
+    ///
+    /// # Errors
+    /// Those of `getsockopt(2)`.
+    pub fn user(&self) -> io::Result<u32> {
+        self.peer().map(|peer| peer.uid)
+    }
+
+    fn peer(&self) -> io::Result<libc::ucred> {
+        let mut peer = libc::ucred {
+            pid: 0,
+            uid: 0,
+            gid: 0,
+        };
+        self.option(libc::SO_PEERCRED, std::slice::from_mut(&mut peer))?;
+        Ok(peer)
+    }
+
+    fn set_option(&self, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+        let length = libc::socklen_t::try_from(size_of_val(&value)).expect("small");
+        // SAFETY: a live integer of the length given.
+        let result = unsafe {
+            libc::setsockopt(
+                self.0.as_raw_fd(),
+                libc::SOL_SOCKET,
+                option,
+                (&raw const value).cast(),
+                length,
+            )
+        };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
     }
 
     /// Sends one packet, with a descriptor if one is given.
@@ -164,7 +254,7 @@ impl Socket {
             iov_base: bytes.as_ptr().cast_mut().cast(),
             iov_len: bytes.len(),
         };
-        let mut control = Control([0; 32]);
+        let mut control = Control::new();
         // SAFETY: plain data, zero is a valid value.
         let mut header: libc::msghdr = unsafe { mem::zeroed() };
         header.msg_iov = &raw mut iov;
@@ -199,12 +289,7 @@ impl Socket {
     /// # Errors
     /// Those of `getsockopt(2)`.
     pub fn credentials(&self) -> io::Result<Credentials> {
-        let mut peer = libc::ucred {
-            pid: 0,
-            uid: 0,
-            gid: 0,
-        };
-        self.option(libc::SO_PEERCRED, std::slice::from_mut(&mut peer))?;
+        let peer = self.peer()?;
         let mut groups = vec![0u32; 64];
         let used = match self.option(libc::SO_PEERGROUPS, &mut groups) {
             Err(e) if e.raw_os_error() == Some(libc::ERANGE) => {
@@ -314,21 +399,80 @@ pub fn has_ended(pidfd: &OwnedFd) -> bool {
     is_readable(pidfd.as_raw_fd())
 }
 
-/// A field of `/proc/PID/status`.
-fn status_field(id: i32, field: &str) -> Option<String> {
-    let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
-    Some(line.trim().to_owned())
+fn status(id: i32) -> Option<String> {
+    fs::read_to_string(format!("/proc/{id}/status")).ok()
 }
 
-/// Effective capabilities of a process, as the kernel's bit mask; none if it is gone.
+fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    let mut lines = status.lines();
+    lines.find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))
+}
+
+/// A field of `/proc/PID/status`.
+fn status_field(id: i32, name: &str) -> Option<String> {
+    field(&status(id)?, name).map(str::to_owned)
+}
+
+/// Effective capabilities of a process as the kernel's bit mask, if they are its own doing; none
+/// if they are not to be had, or the process is gone.
+///
+/// It has become this user by itself, and connected as this user; but since then it may have
+/// executed a set-user-ID program, or one with file capabilities, to which others speak that hold
+/// the connection. The kernel marks such a program (`AT_SECURE`), and it never loads our library.
+/// And those of another user namespace are capabilities over that namespace only.
 #[must_use]
-pub fn capabilities(pid: i32) -> u64 {
-    status_field(pid, "CapEff")
-        .and_then(|hex| u64::from_str_radix(&hex, 16).ok())
-        .unwrap_or(0)
+pub fn capabilities(pid: i32, uid: u32, gid: u32) -> u64 {
+    own_capabilities(pid, uid, gid).unwrap_or(0)
+}
+
+fn own_capabilities(pid: i32, uid: u32, gid: u32) -> Option<u64> {
+    let status = status(pid)?;
+    let capabilities = u64::from_str_radix(field(&status, "CapEff")?, 16).ok()?;
+    // Read after the capabilities: it is that of the program that has them, or of a later one.
+    let auxiliary = fs::read(format!("/proc/{pid}/auxv")).ok()?;
+    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/user")).ok();
+    let is_own = effective(field(&status, "Uid")?)? == uid
+        && effective(field(&status, "Gid")?)? == gid
+        && auxiliary_value(&auxiliary, libc::AT_SECURE) == Some(0)
+        && namespace(&pid.to_string())? == namespace("self")?;
+    is_own.then_some(capabilities)
+}
+
+/// Of "real effective saved filesystem".
+fn effective(ids: &str) -> Option<u32> {
+    ids.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// A value of `/proc/PID/auxv` (`getauxval(3)`).
+fn auxiliary_value(vector: &[u8], wanted: libc::c_ulong) -> Option<u64> {
+    let (words, _) = vector.as_chunks::<8>();
+    words
+        .as_chunks::<2>()
+        .0
+        .iter()
+        .map(|[key, value]| (u64::from_ne_bytes(*key), u64::from_ne_bytes(*value)))
+        .find_map(|(key, value)| (key == wanted).then_some(value))
+}
+
+/// How much memory a process may lock, and to whom it counts; `None` if it is gone.
+///
+/// Not by `prlimit(2)`, which for a process of another user needs `CAP_SYS_RESOURCE`; root of a
+/// container often lacks it.
+#[must_use]
+pub fn memlock(pid: i32) -> Option<Memlock> {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
+    let soft = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max locked memory"))?
+        .split_whitespace()
+        .next()?;
+    let limit = match soft {
+        "unlimited" => u64::MAX,
+        bytes => bytes.parse().ok()?,
+    };
+    let real = status_field(pid, "Uid")?;
+    let uid = real.split_whitespace().next()?.parse().ok()?;
+    Some(Memlock { uid, limit })
 }
 
 /// The process that a thread belongs to.

@@ -1,9 +1,9 @@
 //! A daemon's beginning and end: its directory, who may start it, when it goes.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use migshm_protocol::local::{LOCK, SOCKET};
@@ -82,7 +82,10 @@ impl Lock {
             .create(true)
             .truncate(false)
             .write(true)
+            // Whoever can open it can lock it, for ever.
+            .mode(0o600)
             .open(directory.join(LOCK))?;
+        file.set_permissions(Permissions::from_mode(0o600))?;
         // SAFETY: plain flock on an owned descriptor.
         if unsafe { libc::flock(file.as_raw_fd(), how) } < 0 {
             return Err(io::Error::last_os_error());
@@ -152,6 +155,18 @@ pub fn raise_descriptor_limit() {
             libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
         }
     }
+}
+
+/// How many descriptors this process may have open.
+#[must_use]
+pub fn descriptor_limit() -> usize {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: a live rlimit structure.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
 }
 
 /// Bytes of this machine's memory.

@@ -60,13 +60,18 @@ pub async fn accept_local(node: Shared, listener: Rc<AsyncFd<Socket>>) -> io::Re
         match listener.get_ref().accept() {
             Ok(socket) => {
                 let id = ConnectionId(node.borrow_mut().next_id());
+                let user = socket.user()?;
+                if !node.borrow().has_room_for(user) {
+                    tracing::warn!(user, "refused a connection: few descriptors are left");
+                    continue;
+                }
                 let Ok(socket) = watch(socket).map(Rc::new) else {
                     tracing::error!("cannot watch a connection");
                     continue;
                 };
                 let task = spawn_local(serve_connection(Rc::clone(&node), id, Rc::clone(&socket)));
                 node.borrow_mut()
-                    .on_connect(id, socket, task.abort_handle());
+                    .on_connect(id, user, socket, task.abort_handle());
             }
             Err(error) if is_later(&error) => ready.clear_ready(),
             Err(error) => {

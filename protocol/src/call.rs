@@ -36,7 +36,7 @@ impl Errno {
 }
 
 /// Who makes a call, as the kernel told the node daemon (`SO_PEERCRED`, `SO_PEERGROUPS`,
-/// `/proc/PID/status`), never as the caller says.
+/// `/proc/PID`), never as the caller says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Caller {
     /// The process, for undo and cancellation.
@@ -49,8 +49,20 @@ pub struct Caller {
     pub gid: u32,
     /// Supplementary groups.
     pub groups: Vec<u32>,
-    /// Effective capabilities, as the kernel's bit mask (`capabilities(7)`).
+    /// Effective capabilities, as the kernel's bit mask (`capabilities(7)`); 0 where nobody has
+    /// looked yet, as the call may need none.
     pub capabilities: u64,
+    /// For `SHM_LOCK`: how much it may lock.
+    pub memlock: Option<Memlock>,
+}
+
+/// How much memory a process may have locked by `SHM_LOCK`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memlock {
+    /// Real user id, to which locked segments are counted.
+    pub uid: u32,
+    /// `RLIMIT_MEMLOCK` (`getrlimit(2)`) in bytes; `u64::MAX` for no limit.
+    pub limit: u64,
 }
 
 /// A call. `SemOp` is followed by its operations as raw [`SemBuf`]s, `SemCommand::SetAll` by its

@@ -29,7 +29,7 @@ pub use ids::{Extent, NodeId, Page, ProcessId, SegmentId};
 ///
 /// Peers whose major versions differ refuse each other; a minor version only adds what an
 /// older peer never sends.
-pub const VERSION: Version = Version { major: 1, minor: 1 };
+pub const VERSION: Version = Version { major: 2, minor: 0 };
 
 /// A protocol version, compared in the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

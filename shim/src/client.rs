@@ -3,7 +3,7 @@
 //! A [`Session`] is the exclusive use of a connection for the length of one System V call: a
 //! request, its answer, for some calls another exchange. The daemon learns who calls from the
 //! socket's credentials, which the kernel took when the connection was made; so a connection made
-//! under another effective user or group is replaced first.
+//! under another user or group is replaced first.
 //!
 //! # Interruption
 //!

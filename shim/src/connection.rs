@@ -37,10 +37,18 @@ pub struct Connection {
     /// Device and inode of the socket: programs close descriptors that they do not know, and
     /// then get the same number for another file.
     pub identity: (u64, u64),
-    /// Effective user and group that the daemon sees.
-    pub user: (u32, u32),
+    /// The user and group under which the daemon serves it.
+    pub user: User,
     /// Whether the daemon tracks the address spaces that attach.
     pub track: bool,
+}
+
+/// Effective and real user and group. The daemon serves a connection for the effective ones, and
+/// only as long as the real ones stay.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct User {
+    pub effective: (u32, u32),
+    pub real: (u32, u32),
 }
 
 /// Bytes that follow a message, at an address that the program gave.
@@ -94,7 +102,7 @@ impl Connection {
     pub fn open(own: &Wiped, absent: Absent) -> Result<(Connection, Option<OwnedFd>), Errno> {
         let _cancellation = sys::CancellationOff::new();
         for _ in 0..CONNECT_ATTEMPTS {
-            let user = sys::effective_user();
+            let user = User::now();
             let socket = sys::move_high(start::connect(absent)?);
             let fd = socket.as_raw_fd();
             let identity = sys::identity(fd).ok_or(Errno::ENOSYS)?;
@@ -147,9 +155,9 @@ impl Connection {
     }
 
     /// Whether the descriptor is still this connection, and the daemon would take a call on it for
-    /// what it is: one of the present effective user and group.
+    /// what it is: one of the present user and group.
     pub fn is_usable(&self) -> bool {
-        sys::identity(self.fd) == Some(self.identity) && sys::effective_user() == self.user
+        sys::identity(self.fd) == Some(self.identity) && User::now() == self.user
     }
 
     /// Closes the descriptor, if it is still ours.
@@ -341,6 +349,37 @@ fn lost_or(errno: Errno) -> Failure {
     match errno.0 {
         libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN => Failure::Lost,
         _ => Failure::Errno(errno),
+    }
+}
+
+impl User {
+    fn now() -> User {
+        let mut users = [0u32; 3];
+        let mut groups = [0u32; 3];
+        let [real, effective, saved] = &mut users;
+        // SAFETY: live integers; it cannot fail.
+        let _ = unsafe {
+            kernel!(
+                SYS_getresuid,
+                real as *mut u32,
+                effective as *mut u32,
+                saved as *mut u32
+            )
+        };
+        let [real, effective, saved] = &mut groups;
+        // SAFETY: as above.
+        let _ = unsafe {
+            kernel!(
+                SYS_getresgid,
+                real as *mut u32,
+                effective as *mut u32,
+                saved as *mut u32
+            )
+        };
+        User {
+            effective: (users[1], groups[1]),
+            real: (users[0], groups[0]),
+        }
     }
 }
 

@@ -13,7 +13,7 @@
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 
-use crate::connection::Connection;
+use crate::connection::{Connection, User};
 use crate::process::Wiped;
 
 /// Calls that can be in progress without connections of their own.
@@ -33,6 +33,8 @@ struct Slot {
     inode: AtomicU64,
     uid: AtomicU32,
     gid: AtomicU32,
+    real_uid: AtomicU32,
+    real_gid: AtomicU32,
     track: AtomicBool,
 }
 
@@ -45,6 +47,8 @@ static SLOTS: [Slot; SLOTS_COUNT] = [const {
         inode: AtomicU64::new(0),
         uid: AtomicU32::new(0),
         gid: AtomicU32::new(0),
+        real_uid: AtomicU32::new(0),
+        real_gid: AtomicU32::new(0),
         track: AtomicBool::new(false),
     }
 }; SLOTS_COUNT];
@@ -109,10 +113,16 @@ impl Slot {
                 self.device.load(Ordering::Relaxed),
                 self.inode.load(Ordering::Relaxed),
             ),
-            user: (
-                self.uid.load(Ordering::Relaxed),
-                self.gid.load(Ordering::Relaxed),
-            ),
+            user: User {
+                effective: (
+                    self.uid.load(Ordering::Relaxed),
+                    self.gid.load(Ordering::Relaxed),
+                ),
+                real: (
+                    self.real_uid.load(Ordering::Relaxed),
+                    self.real_gid.load(Ordering::Relaxed),
+                ),
+            },
             track: self.track.load(Ordering::Relaxed),
         })
     }
@@ -126,8 +136,11 @@ impl Slot {
         };
         self.device.store(connection.identity.0, Ordering::Relaxed);
         self.inode.store(connection.identity.1, Ordering::Relaxed);
-        self.uid.store(connection.user.0, Ordering::Relaxed);
-        self.gid.store(connection.user.1, Ordering::Relaxed);
+        let User { effective, real } = connection.user;
+        self.uid.store(effective.0, Ordering::Relaxed);
+        self.gid.store(effective.1, Ordering::Relaxed);
+        self.real_uid.store(real.0, Ordering::Relaxed);
+        self.real_gid.store(real.1, Ordering::Relaxed);
         self.track.store(connection.track, Ordering::Relaxed);
         self.fd.store(connection.fd, Ordering::Release);
     }

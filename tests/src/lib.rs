@@ -159,6 +159,32 @@ pub fn processes_with(name: &str, value: &Path) -> Vec<i32> {
         .collect()
 }
 
+/// Lines shown before and from the first difference.
+const SHOWN: usize = 12;
+
+/// Expects that a program whose last line is `end` has printed the same on the kernel's own IPC
+/// and on ours.
+///
+/// # Panics
+/// If it has not, with the lines around the first difference.
+#[track_caller]
+pub fn assert_prints_as_on_the_kernel(what: &str, kernel: &str, ours: &str) {
+    assert!(kernel.ends_with("end\n"), "{kernel}");
+    let differs = kernel.lines().zip(ours.lines()).position(|(k, o)| k != o);
+    if let Some(line) = differs {
+        let shown = |text: &str| {
+            let from = text.lines().skip(line.saturating_sub(SHOWN));
+            from.take(2 * SHOWN).collect::<Vec<_>>().join("\n")
+        };
+        panic!(
+            "{what}, line {line}\n== kernel\n{}\n== migshm\n{}",
+            shown(kernel),
+            shown(ours)
+        );
+    }
+    assert_eq!(kernel.len(), ours.len(), "{what}: one side stopped early");
+}
+
 /// Number of descriptors that a process has open.
 #[must_use]
 pub fn descriptors(pid: i32) -> usize {

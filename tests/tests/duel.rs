@@ -9,12 +9,10 @@ use std::ops::Range;
 use std::process::Command;
 use std::time::UNIX_EPOCH;
 
-use migshm_tests::{Lab, Solo, is_root_for, library, program, run};
+use migshm_tests::{Lab, Solo, assert_prints_as_on_the_kernel, is_root_for, library, program, run};
 
 const STEPS: &str = "5000";
 const NODES: usize = 3;
-/// Lines shown before and from the first difference.
-const SHOWN: usize = 12;
 
 #[test]
 fn random_programs_print_what_they_print_on_the_kernel() {
@@ -62,22 +60,5 @@ fn compare(seed: u64, spread: &[&str], mut ours: Command) {
     native.arg("--ipc").arg(ours.get_program()).args(arguments);
     let native = run(&mut native).succeeded().stdout;
     let ours = run(ours.args(arguments).args(spread)).succeeded().stdout;
-    assert!(native.ends_with("end\n"), "{native}");
-    let differs = native.lines().zip(ours.lines()).position(|(n, o)| n != o);
-    if let Some(line) = differs {
-        let shown = |text: &str| {
-            let from = text.lines().skip(line.saturating_sub(SHOWN));
-            from.take(2 * SHOWN).collect::<Vec<_>>().join("\n")
-        };
-        panic!(
-            "seed {seed}, line {line}\n== kernel\n{}\n== migshm\n{}",
-            shown(&native),
-            shown(&ours)
-        );
-    }
-    assert_eq!(
-        native.len(),
-        ours.len(),
-        "seed {seed}: one side stopped early"
-    );
+    assert_prints_as_on_the_kernel(&format!("seed {seed}"), &native, &ours);
 }

@@ -422,6 +422,7 @@ pub fn user(node: NodeId, pid: i32, uid: u32) -> Process {
             gid: uid,
             groups: Vec::new(),
             capabilities: 0,
+            memlock: None,
         },
     }
 }
