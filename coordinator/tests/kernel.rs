@@ -22,8 +22,8 @@ use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use migshm_protocol::call::{
-    Answer, Call, Caller, Errno, MsgCommand, MsgStatus, NewPerm, SemCommand, SemStatus, ShmCommand,
-    ShmStatus, StatBy,
+    Answer, Call, Caller, Errno, Memlock, MsgCommand, MsgStatus, NewPerm, SemCommand, SemStatus,
+    ShmCommand, ShmStatus, StatBy,
 };
 use migshm_protocol::control::ToCoordinator;
 use migshm_protocol::limits::{MSGMAX, MSGMNB, SEMOPM};
@@ -667,6 +667,11 @@ impl Duel {
             vec![user.group]
         };
         caller.capabilities = if user.uid == 0 { self.capabilities } else { 0 };
+        // More than all segments of a program have.
+        caller.memlock = Some(Memlock {
+            uid: user.uid,
+            limit: u64::MAX,
+        });
 
         let (call, raw) = match step.action.clone() {
             Action::ShmGet { key, size, flags } => (Call::ShmGet { key, size, flags }, Vec::new()),

@@ -3,7 +3,7 @@
 mod support;
 
 use migshm_protocol::SegmentId;
-use migshm_protocol::call::{Call, Errno, NewPerm, ShmCommand, StatBy};
+use migshm_protocol::call::{Call, Errno, Memlock, NewPerm, ShmCommand, StatBy};
 use migshm_protocol::control::{FromCoordinator, Placement, ToCoordinator};
 use migshm_protocol::limits::SHMMNI;
 use support::*;
@@ -259,6 +259,43 @@ fn capabilities_stand_in_for_permissions() {
         cluster.shm_stat(&p, id, StatBy::Id).unwrap().perm.mode,
         0o600 | SHM_LOCKED
     );
+}
+
+#[test]
+fn locked_segments_count_to_their_user_until_they_are_unlocked_or_gone() {
+    let (mut cluster, [p, _]) = two_processes();
+    let with = |real: u32, limit: u64| {
+        let mut process = user(p.node, 30, 1000);
+        process.caller.memlock = Some(Memlock { uid: real, limit });
+        process
+    };
+    let creator = with(1000, 8192);
+    let [first, second] = [8192, 1].map(|size| cluster.shmget(&creator, 0, size, 0o600).unwrap());
+    let mut lock = |process: &Process, id| cluster.shmctl(process, id, ShmCommand::Lock(true));
+    assert_eq!(lock(&with(1000, 0), first), Err(Errno::EPERM));
+    assert_eq!(lock(&with(1000, 8191), first), Err(Errno::ENOMEM));
+    assert!(lock(&creator, first).is_ok());
+    assert!(lock(&creator, first).is_ok(), "it is locked already");
+    assert_eq!(lock(&creator, second), Err(Errno::ENOMEM));
+    assert!(lock(&with(1001, 4096), second).is_ok(), "another's share");
+    let third = cluster.shmget(&creator, 0, 8192, 0o600).unwrap();
+    for end in [ShmCommand::Lock(false), ShmCommand::Remove] {
+        let locked = cluster.shmctl(&creator, third, ShmCommand::Lock(true));
+        assert_eq!(locked, Err(Errno::ENOMEM));
+        assert!(cluster.shmctl(&creator, first, end).is_ok());
+        assert!(
+            cluster
+                .shmctl(&creator, third, ShmCommand::Lock(true))
+                .is_ok()
+        );
+        assert!(
+            cluster
+                .shmctl(&creator, third, ShmCommand::Lock(false))
+                .is_ok()
+        );
+        // For the other end.
+        let _ = cluster.shmctl(&creator, first, ShmCommand::Lock(true));
+    }
 }
 
 #[test]

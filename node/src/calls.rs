@@ -38,6 +38,11 @@ fn is_lock(call: &Call) -> bool {
     )
 }
 
+/// Address spaces of one user that are kept although the process that they were known by has left
+/// them: others live there that have called `vfork`, say. A program could anchor its own, or those
+/// of others that hold still, again and again.
+const MAX_LEFT: usize = 64;
+
 /// An anchor page: the address space's secret, then zeros.
 fn anchor_page(secret: u64) -> [u8; PAGE_SIZE] {
     let mut page = [0; PAGE_SIZE];
@@ -153,7 +158,7 @@ impl Node {
         match message {
             ToNode::Hello { .. } => unreachable!("handled above"),
             ToNode::Anchor { id, address } => {
-                let outcome = self.on_anchor(caller.pid, address, descriptor);
+                let outcome = self.on_anchor(&caller, address, descriptor);
                 self.answer(from, id, outcome.map(|()| Answer::Value(0)), &[], None);
             }
             ToNode::Call { id, call } => self.on_call(from, sender, id, caller, call, raw),
@@ -343,10 +348,11 @@ impl Node {
 
     fn on_anchor(
         &mut self,
-        pid: i32,
+        caller: &Caller,
         address: u64,
         descriptor: Option<OwnedFd>,
     ) -> Result<(), Errno> {
+        let pid = caller.pid;
         let descriptor = descriptor.ok_or(Errno::EINVAL)?;
         if let Some(old) = self.space_of(pid) {
             self.leave_space(old);
@@ -357,7 +363,7 @@ impl Node {
             .spaces
             .add_space(Some(uffd), address)
             .map_err(|error| self.no_tracking(pid, &error))?;
-        let secret = self.watch(space);
+        let secret = self.watch(space, caller.uid);
         self.memory
             .spaces
             .fill_anchor(space, address, &anchor_page(secret));
@@ -366,12 +372,14 @@ impl Node {
     }
 
     /// Adds the entry of an address space with an anchor; gives its secret.
-    fn watch(&mut self, space: SpaceId) -> u64 {
+    fn watch(&mut self, space: SpaceId, user: u32) -> u64 {
         let secret = local::secret();
         let watcher = tasks::watch_space(self, space);
         let resident = Resident {
             pid: None,
             secret,
+            user,
+            is_left: false,
             watcher,
         };
         self.spaces.insert(space, resident);
@@ -385,6 +393,7 @@ impl Node {
         {
             process.space = Some(space);
             resident.pid = Some(pid);
+            resident.is_left = false;
             self.memory.spaces.identify(space, pid);
         }
     }
@@ -437,9 +446,10 @@ impl Node {
 
     /// The kernel reported a fork. Whose it is comes later.
     pub(crate) fn on_fork(&mut self, parent: SpaceId, child: SpaceId) {
-        self.watch(child);
+        let parent = self.spaces.get(&parent);
+        let (pid, user) = parent.map_or((0, 0), |r| (r.pid.unwrap_or(0), r.user));
+        self.watch(child, user);
         self.quiet_space.notify_one();
-        let pid = self.spaces.get(&parent).and_then(|r| r.pid).unwrap_or(0);
         self.report_inherited(child, pid);
     }
 
@@ -486,11 +496,14 @@ impl Node {
     /// A process has another address space now, or none. The old one may live on with other
     /// processes (vfork, `CLONE_VM`); it then ends with the last.
     fn leave_space(&mut self, space: SpaceId) {
-        if !self.is_running(space, None) {
+        let user = self.spaces.get(&space).map_or(0, |r| r.user);
+        let left = self.spaces.values().filter(|r| r.is_left && r.user == user);
+        if left.count() >= MAX_LEFT || !self.is_running(space, None) {
             return self.end_space(space);
         }
         if let Some(resident) = self.spaces.get_mut(&space) {
             resident.pid = None;
+            resident.is_left = true;
             self.memory.spaces.forget_process(space);
         }
         self.quiet_space.notify_one();
@@ -517,7 +530,7 @@ impl Node {
         let pending = match call {
             Call::ShmAttach { flags, .. } => {
                 if self.ensure_space(caller.pid).is_none() {
-                    tracing::error!(
+                    tracing::debug!(
                         pid = caller.pid,
                         "attach from an address space without anchor"
                     );

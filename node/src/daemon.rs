@@ -179,6 +179,10 @@ pub struct Resident {
     pub(crate) pid: Option<i32>,
     /// What its anchor page contains: a secret of its processes; 0 without an anchor.
     pub(crate) secret: u64,
+    /// Effective user of the process that it was first heard of from.
+    pub(crate) user: u32,
+    /// Whether that process has left it, while others live in it.
+    pub(crate) is_left: bool,
     pub(crate) watcher: Option<AbortHandle>,
 }
 

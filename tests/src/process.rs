@@ -195,6 +195,15 @@ impl Process {
         status.expect("it has ended")
     }
 
+    /// Its pid.
+    ///
+    /// # Panics
+    /// Never: pids are positive ints.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).expect("pids are positive ints")
+    }
+
     /// Ends the program with SIGKILL.
     pub fn kill(self) {}
 }
