@@ -1,6 +1,6 @@
 /*
  * duel SEED STEPS [NODES]: a random program of System V calls by several processes of several
- * users, the same for the same seed, with a line for each step: what was done and what came of it.
+ * users, whose capabilities come and go, the same for the same seed, with a line for each step: what was done and what came of it.
  * Two systems that behave alike print the same.
  *
  * A controller gives one step at a time to a worker and waits until it is done, or until the
@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <linux/capability.h>
 #include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -23,8 +24,10 @@
 #include <sys/ipc.h>
 #include <sys/mman.h>
 #include <sys/msg.h>
+#include <sys/prctl.h>
 #include <sys/sem.h>
 #include <sys/shm.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -65,7 +68,7 @@ struct done {
 
 enum what {
     SHMGET, SHMAT, SHMDT, SHMCTL, PEEK, POKE, PROTECT, UNMAP, ADVISE, REMAP, PIPE_IN, PIPE_OUT, MAPS,
-    CHILD, SEMGET, SEMOP, SEMCTL, MSGGET, MSGSND, MSGRCV, MSGCTL, WHATS
+    CHILD, SEMGET, SEMOP, SEMCTL, MSGGET, MSGSND, MSGRCV, MSGCTL, CAPABLE, WHATS
 };
 
 static uint64_t random_state;
@@ -381,6 +384,18 @@ static void do_pipe(char *address, long length, int in)
     close(ends[1]);
 }
 
+/* Has of the permitted capabilities these in effect. */
+static void do_capable(long mask)
+{
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[2];
+    if (syscall(SYS_capget, &header, data) != 0)
+        die("capget");
+    data[0].effective = data[0].permitted & (unsigned)mask;
+    data[1].effective = 0;
+    say_result(syscall(SYS_capset, &header, data));
+}
+
 static void do_step(const struct step *s)
 {
     char *address = ARENA + s->a;
@@ -458,6 +473,9 @@ static void do_step(const struct step *s)
     case MSGCTL:
         do_msgctl((int)s->a, (int)s->b, s->c);
         break;
+    case CAPABLE:
+        do_capable(s->a);
+        break;
     case WHATS:
         break;
     }
@@ -472,7 +490,7 @@ static int work(int number)
     sscanf(getenv("DUEL_CONTROLLER"), "%d %d", &pids[WORKERS], &in_parts);
     gid_t group = users[number].group;
     if (users[number].uid != 0
-        && (setgroups(1, &group) || setresgid(users[number].gid, users[number].gid, users[number].gid)
+        && (prctl(PR_SET_KEEPCAPS, number == WORKERS - 1) || setgroups(1, &group) || setresgid(users[number].gid, users[number].gid, users[number].gid)
             || setresuid(users[number].uid, users[number].uid, users[number].uid)))
         die("setresuid");
     struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_NODEFER};
@@ -639,7 +657,7 @@ static struct step random_step(void)
     struct step s = {.what = (int)PICK(SHMGET, SHMGET, SHMAT, SHMAT, SHMAT, SHMDT, SHMCTL, SHMCTL, PEEK, PEEK,
                                        POKE, POKE, PROTECT, UNMAP, ADVISE, REMAP, PIPE_IN, PIPE_OUT, MAPS, CHILD,
                                        SEMGET, SEMOP, SEMOP, SEMOP, SEMCTL, SEMCTL, MSGGET, MSGSND, MSGSND,
-                                       MSGRCV, MSGRCV, MSGCTL)};
+                                       MSGRCV, MSGRCV, MSGCTL, CAPABLE)};
     switch ((enum what)s.what) {
     case SHMGET:
         s.a = one_in(8) ? 0 : 1 + below(KEYS);
@@ -743,6 +761,9 @@ static struct step random_step(void)
                          : PICK(IPC_STAT, IPC_STAT, IPC_STAT, MSG_STAT, MSG_STAT_ANY, IPC_SET, IPC_INFO, MSG_INFO);
         s.c = s.b == IPC_SET ? below(1 << 16) | 0600 : one_in(20) && s.b != IPC_INFO && s.b != MSG_INFO ? -1 : 0;
         break;
+    case CAPABLE:
+        s.a = PICK(0, -1, 1L << CAP_IPC_OWNER, 1L << CAP_SYS_ADMIN, 1L << CAP_IPC_LOCK, 1L << CAP_SYS_RESOURCE);
+        break;
     default:
         break;
     }
@@ -758,7 +779,7 @@ int main(int argc, char **argv)
     static const char *const names[] = {"shmget",  "shmat",   "shmdt",    "shmctl",    "peek", "poke",
                                         "mprotect", "munmap",  "madvise",  "mremap",    "pipe in", "pipe out",
                                         "maps",    "child",   "semget",   "semop",     "semctl", "msgget", "msgsnd",
-                                        "msgrcv",  "msgctl"};
+                                        "msgrcv",  "msgctl", "capable"};
     uint64_t seed = strtoull(argv[1], NULL, 0);
     in_parts = seed % 2 == 0;
     long steps = atol(argv[2]);

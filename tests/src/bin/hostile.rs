@@ -373,6 +373,8 @@ fn lend(socket: &str, segment: i32, program: &str) {
     }
     println!("lent");
     let (answer, _) = client.receive().expect("it is answered");
+    // SAFETY: plain integers.
+    unsafe { libc::kill(parent.cast_signed(), libc::SIGKILL) };
     let outcome = Err(Errno::EACCES);
     assert_eq!(answer, FromNode::Answer { id, outcome });
 }
