@@ -46,7 +46,7 @@ pub use members::JoinError;
 use members::Members;
 use msg::MsgQueues;
 use processes::{Awaited, CallKey, ProcessKey, Processes, Wake};
-use sem::SemSets;
+use sem::{Held, SemSets};
 use shm::Segments;
 
 /// A message to send to a node.
@@ -138,6 +138,7 @@ impl Core {
         if !self.members.leave(node) {
             return;
         }
+        let abandoned = self.sets.abandon(node);
         let processes = self.processes.of_node(node);
         for &process in &processes {
             self.void_calls(process);
@@ -147,7 +148,17 @@ impl Core {
         }
         let (Objects { segments, .. }, mut cx) = self.split(now, out);
         segments.lose(node, &mut cx);
+        for set in abandoned {
+            self.catch_up(now, set, out);
+        }
         self.tell_members(out);
+    }
+
+    /// The semaphore sets that are delegated to a node. What its processes have done to them since
+    /// is lost if it leaves.
+    #[must_use]
+    pub fn delegated_to(&self, node: NodeId) -> Vec<i32> {
+        self.sets.delegated_to(node)
     }
 
     /// A message from a node, with the raw bytes that follow it; `now` is in seconds since the
@@ -269,6 +280,18 @@ impl Core {
                 }
                 true
             }
+            ToCoordinator::Returned { set, number, state } => {
+                let (Objects { sets, .. }, mut cx) = self.split(now, out);
+                let returned = sets.take_back(from, set, number, &state, &mut cx);
+                if returned {
+                    self.catch_up(now, set, out);
+                }
+                returned
+            }
+            ToCoordinator::Query { number } => {
+                out.push(Output::new(from, FromCoordinator::Present { number }));
+                true
+            }
             ToCoordinator::HomeMoved { extent } => {
                 let (Objects { segments, .. }, mut cx) = self.split(now, out);
                 segments.move_home(extent, from, &mut cx)
@@ -292,6 +315,9 @@ impl Core {
             },
             mut cx,
         ) = self.split(now, out);
+        if sets.hold(request, call, raw, &mut cx) {
+            return;
+        }
         let mut beside = Vec::new();
         let mut with_raw = |answered: Result<(Answer, Vec<u8>), Errno>| {
             answered.map(|(answer, raw)| {
@@ -313,8 +339,8 @@ impl Core {
             Call::SemGet { key, count, flags } => {
                 Some(sets.get(request, key, count, flags, now).map(Answer::Value))
             }
-            Call::SemOp { id } => sets
-                .operate(request, id, raw, &mut cx)
+            Call::SemOp { id, memory } => sets
+                .operate(request, id, memory, raw, &mut cx)
                 .map(|done| done.map(|()| Answer::Value(0))),
             Call::SemCtl { id, command } => {
                 Some(with_raw(sets.control(request, id, command, raw, &mut cx)))
@@ -341,10 +367,30 @@ impl Core {
         }
     }
 
+    /// Does what was held back while a set was delegated.
+    fn catch_up(&mut self, now: i64, set: i32, out: &mut Vec<Output>) {
+        while let Some(held) = self.sets.next_held(set) {
+            match held {
+                Held::Call(call, caller, what, raw) => {
+                    self.processes.unblock(call);
+                    let request = Request {
+                        call,
+                        caller: &caller,
+                    };
+                    self.call(now, &request, what, &raw, out);
+                }
+                Held::Undo(process, pid) => {
+                    let (Objects { sets, .. }, mut cx) = self.split(now, out);
+                    sets.undo(process, pid, set, &mut cx);
+                }
+            }
+        }
+    }
+
     /// Takes a blocked call back; false if it is not blocked.
     fn void_call(&mut self, call: CallKey) -> bool {
         match self.processes.unblock(call) {
-            Some(Awaited::Semaphores(id)) => self.sets.cancel(id, call),
+            Some(Awaited::Semaphores(id) | Awaited::Return(id)) => self.sets.cancel(id, call),
             Some(Awaited::Segment(segment)) => self.segments.cancel(segment, call),
             Some(Awaited::Queue(id)) => self.queues.cancel(id, call),
             None => return false,

@@ -27,6 +27,8 @@ pub(crate) struct CallKey {
 pub(crate) enum Awaited {
     /// The semaphores of the set with this id.
     Semaphores(i32),
+    /// The return of the set with this id, which is delegated.
+    Return(i32),
     /// Leave to attach this segment.
     Segment(SegmentId),
     /// Room or messages in the message queue with this id.

@@ -3,20 +3,24 @@
 //! The order of checks in each call is Linux's, as it decides which errno a call gets that is
 //! wrong in several ways. What a set does is in [`set`].
 
+mod delegation;
 mod queue;
 mod set;
 mod undo;
 
+use migshm_protocol::NodeId;
 use migshm_protocol::call::{
-    Answer, Caller, Errno, SemBuf, SemCommand, SemLimits, SemStatus, StatBy,
+    Answer, Call, Caller, Errno, SemBuf, SemCommand, SemLimits, SemStatus, SetMemory, StatBy,
 };
+use migshm_protocol::control::{FromCoordinator, SetState};
 use migshm_protocol::limits::{SEMMNI, SEMMNS, SEMMSL, SEMOPM, SEMVMX};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Entry, Table};
 use crate::perm;
 use crate::processes::{Awaited, CallKey, ProcessKey};
-use crate::{Context, Request};
+use crate::{Context, Output, Request};
+pub(crate) use delegation::Held;
 use queue::Waiter;
 use set::{Attempt, SemSet};
 
@@ -81,21 +85,24 @@ impl SemSets {
         Ok(id)
     }
 
-    /// `semop`, with its operations in `raw`. `None`: the call is blocked.
+    /// `semop`, with its operations in `raw`. `None`: the call is blocked, or answered by the
+    /// delegation of the set.
     pub(crate) fn operate(
         &mut self,
         request: &Request<'_>,
         id: i32,
+        memory: SetMemory,
         raw: &[u8],
         cx: &mut Context<'_>,
     ) -> Option<Result<(), Errno>> {
-        self.try_operate(request, id, raw, cx).transpose()
+        self.try_operate(request, id, memory, raw, cx).transpose()
     }
 
     fn try_operate(
         &mut self,
         request: &Request<'_>,
         id: i32,
+        memory: SetMemory,
         raw: &[u8],
         cx: &mut Context<'_>,
     ) -> Result<Option<()>, Errno> {
@@ -130,11 +137,17 @@ impl SemSets {
                 let mut wakes = Vec::new();
                 set.finished(&ops, cx.now, &mut wakes);
                 cx.wake(wakes);
+                // Who may only wait for zero may not alter what is delegated.
+                if alters && memory != SetMemory::Unusable && set.is_due(request.call.node) {
+                    set.delegate(request.call, id, cx);
+                    return Ok(None);
+                }
                 Ok(Some(()))
             }
             Attempt::Failed(errno) => Err(errno),
             Attempt::Blocked(blocking) => {
                 cx.block(request, Awaited::Semaphores(id));
+                set.delegation.was_contended();
                 set.enqueue(Waiter::new(
                     request.call,
                     process,
@@ -177,6 +190,7 @@ impl SemSets {
                 perm::check_control(perm, caller)?;
                 perm::update(perm, new)?;
                 set.ctime = cx.now;
+                set.access += 1;
                 Answer::Value(0)
             }
             SemCommand::GetAll => {
@@ -237,13 +251,112 @@ impl SemSets {
         }
     }
 
-    /// Applies what a process that ended is to undo in a set.
+    /// Applies what a process that ended is to undo in a set, as soon as that is not delegated.
     pub(crate) fn undo(&mut self, process: ProcessKey, pid: i32, id: i32, cx: &mut Context<'_>) {
-        if let Ok(entry) = self.table.get_mut(id) {
-            let mut wakes = Vec::new();
-            entry.object.undo(process, pid, cx.now, &mut wakes);
-            cx.wake(wakes);
+        let Ok(Entry { object: set, .. }) = self.table.get_mut(id) else {
+            return;
+        };
+        if set.delegation.to().is_some() {
+            return hold(set, id, Held::Undo(process, pid), process.node, cx);
         }
+        let mut wakes = Vec::new();
+        set.undo(process, pid, cx.now, &mut wakes);
+        cx.wake(wakes);
+    }
+
+    /// Holds a call back if it is about a set that is delegated; false if it is not.
+    pub(crate) fn hold(
+        &mut self,
+        request: &Request<'_>,
+        call: Call,
+        raw: &[u8],
+        cx: &mut Context<'_>,
+    ) -> bool {
+        let id = match call {
+            Call::SemOp { id, .. } => id,
+            Call::SemCtl { id, command } => match command {
+                SemCommand::Limits | SemCommand::Usage => return false,
+                SemCommand::Stat(StatBy::Index | StatBy::Any) => match self.table.at(id) {
+                    Ok((id, _)) => id,
+                    Err(_) => return false,
+                },
+                _ => id,
+            },
+            _ => return false,
+        };
+        let Ok(Entry { object: set, .. }) = self.table.get_mut(id) else {
+            return false;
+        };
+        if set.delegation.to().is_none() {
+            return false;
+        }
+        cx.block(request, Awaited::Return(id));
+        let held = Held::Call(request.call, request.caller.clone(), call, raw.to_vec());
+        hold(set, id, held, request.call.node, cx);
+        true
+    }
+
+    /// A set is returned; false if it was not delegated thus. What was held back follows from
+    /// [`SemSets::next_held`].
+    pub(crate) fn take_back(
+        &mut self,
+        from: NodeId,
+        id: i32,
+        number: u64,
+        state: &SetState,
+        cx: &mut Context<'_>,
+    ) -> bool {
+        let Ok(Entry { object: set, .. }) = self.table.get_mut(id) else {
+            return false;
+        };
+        let fits = state.values.len() == set.len()
+            && state.pids.len() == set.len()
+            && state.values.iter().all(|&v| i32::from(v) <= SEMVMX)
+            && state.debts.iter().all(|d| usize::from(d.num) < set.len());
+        if !fits || !set.delegation.take_back(from, number) {
+            return false;
+        }
+        for debt in &state.debts {
+            let process = ProcessKey {
+                node: from,
+                process: debt.process,
+            };
+            cx.processes.note_undo(process, debt.pid, id);
+        }
+        set.restore(from, state);
+        true
+    }
+
+    /// What is next of all that was held back from a set that is delegated no longer.
+    pub(crate) fn next_held(&mut self, id: i32) -> Option<Held> {
+        let Entry { object: set, .. } = self.table.get_mut(id).ok()?;
+        set.delegation.next_held()
+    }
+
+    /// A node is gone: the sets that were delegated to it are as they were before, and what was
+    /// held back from them can follow. Gives their ids.
+    pub(crate) fn abandon(&mut self, node: NodeId) -> Vec<i32> {
+        let ids = self.table.ids();
+        ids.into_iter()
+            .filter(|&id| {
+                self.table
+                    .get_mut(id)
+                    .is_ok_and(|entry| entry.object.delegation.forget(node))
+            })
+            .collect()
+    }
+
+    /// The sets that are delegated to a node.
+    pub(crate) fn delegated_to(&self, node: NodeId) -> Vec<i32> {
+        let is_delegated = |&id: &i32| {
+            let to = self
+                .table
+                .get(id)
+                .ok()
+                .and_then(|e| e.object.delegation.to());
+            to.is_some_and(|(to, _)| to == node)
+        };
+        self.table.ids().into_iter().filter(is_delegated).collect()
     }
 
     /// The set, if the caller may read it.
@@ -260,6 +373,10 @@ impl SemSets {
         self.semaphores -= i32::try_from(set.len()).expect("at most SEMMSL");
         for process in set.undoers() {
             cx.processes.forget_undo(process, id);
+        }
+        for &node in set.delegation.known_to() {
+            let gone = FromCoordinator::SetRemoved { set: id };
+            cx.out.push(Output::new(node, gone));
         }
         cx.wake(set.dissolve());
     }
@@ -289,6 +406,14 @@ impl SemSets {
             semaem,
             highest: self.table.highest(),
         }
+    }
+}
+
+/// Holds something back until a set is returned, which it is asked to be.
+fn hold(set: &mut SemSet, id: i32, held: Held, from: NodeId, cx: &mut Context<'_>) {
+    if let Some((node, number)) = set.delegation.hold(held, from) {
+        let recall = FromCoordinator::Recall { set: id, number };
+        cx.out.push(Output::new(node, recall));
     }
 }
 

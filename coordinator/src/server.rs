@@ -193,6 +193,9 @@ impl State {
 
     fn expel(&mut self, node: NodeId) {
         self.links.remove(&node);
+        for set in self.core.delegated_to(node) {
+            tracing::warn!(%node, set, "the node has left with a semaphore set that was delegated to it: what its processes did to the set since is lost");
+        }
         self.core.leave(now(), node, &mut self.out);
         self.flush();
     }

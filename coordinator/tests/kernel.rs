@@ -33,7 +33,7 @@ use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
 use support::native::{command, outcome, system_call, value, written};
 use support::worker::{NO_GROUP, Order, Reply, User, Worker};
-use support::{Cluster, MIB, Pending, Process, message, raw};
+use support::{Cluster, MIB, Pending, Process, message, raw, semop};
 
 /// Processes of a program; they live on two nodes.
 const WORKERS: usize = 6;
@@ -692,11 +692,8 @@ impl Duel {
             Action::SemGet { key, count, flags } => {
                 (Call::SemGet { key, count, flags }, Vec::new())
             }
-            Action::SemOp { id, ops } => (Call::SemOp { id: id.of(sets) }, raw(&ops)),
-            Action::TooManySemOps { id } => (
-                Call::SemOp { id: id.of(sets) },
-                raw(&[(0, 0, 0); SEMOPM + 1]),
-            ),
+            Action::SemOp { id, ops } => (semop(id.of(sets)), raw(&ops)),
+            Action::TooManySemOps { id } => (semop(id.of(sets)), raw(&[(0, 0, 0); SEMOPM + 1])),
             Action::SemCtl {
                 id,
                 command,

@@ -465,7 +465,7 @@ fn altering_needs_write_permission_and_waiting_for_zero_needs_read_permission() 
 fn a_second_call_with_the_id_of_a_blocked_one_is_ignored() {
     let (mut cluster, [p, q], id) = set_of(1);
     let waiter = cluster.start_semop(&q, id, &[(0, -1, 0)]);
-    let call = migshm_protocol::call::Call::SemOp { id };
+    let call = semop(id);
     let again = ToCoordinator::Call {
         id: waiter.id,
         caller: q.caller.clone(),

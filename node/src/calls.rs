@@ -4,7 +4,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
-use migshm_protocol::call::{Answer, Attachment, Call, Caller, Errno, Outcome, ShmCommand};
+use migshm_protocol::call::{
+    Answer, Attachment, Call, Caller, Errno, Outcome, SetMemory, ShmCommand,
+};
 use migshm_protocol::control::{FromCoordinator, Placement, ToCoordinator};
 use migshm_protocol::ids::PAGE_SIZE;
 use migshm_protocol::local::{FromNode, LOCAL_VERSION, Pieces, ToNode};
@@ -14,6 +16,7 @@ use tokio::task::AbortHandle;
 
 use crate::daemon::{
     Again, Attaching, Connection, ConnectionId, Coordinator, Node, Pending, Process, Resident,
+    monotonic,
 };
 use crate::local::{self, Credentials, Packet, Sender, Socket};
 use crate::memory::{AttachId, Granted, SpaceId, UserId, View};
@@ -538,6 +541,14 @@ impl Node {
                 }
                 Pending::Attach(from, flags)
             }
+            Call::SemOp { id, memory } => {
+                self.return_set(id);
+                Pending::Operate(from, memory, monotonic())
+            }
+            Call::SemCtl { id, .. } => {
+                self.return_set(id);
+                Pending::Call(from)
+            }
             _ => Pending::Call(from),
         };
         // It counts only what is read of the process that asks, and not of one that it forked.
@@ -583,11 +594,15 @@ impl Node {
             connection.call = Some((theirs, id));
         }
         let Again {
-            call,
+            mut call,
             raw,
             memlock,
             cancelled,
         } = again;
+        if let Call::SemOp { memory, .. } = &mut call {
+            // It would keep the set's memory when it has lost the capabilities.
+            *memory = SetMemory::Unusable;
+        }
         let pending = match call {
             Call::ShmAttach { flags, .. } => Pending::Attach(from, flags),
             _ => Pending::Call(from),
@@ -617,15 +632,19 @@ impl Node {
         let Some(pending) = self.pending.remove(&id) else {
             return;
         };
-        if let (Pending::Call(connection) | Pending::Attach(connection, _), Err(errno)) =
-            (&pending, &outcome)
+        if let (
+            Pending::Call(connection)
+            | Pending::Operate(connection, ..)
+            | Pending::Attach(connection, _),
+            Err(errno),
+        ) = (&pending, &outcome)
             && self.may_need_capabilities(*connection, *errno)
             && self.call_again(*connection, id)
         {
             return;
         }
         match pending {
-            Pending::Call(connection) => {
+            Pending::Call(connection) | Pending::Operate(connection, ..) => {
                 if let Some(theirs) = self.finish(connection, id) {
                     self.answer(connection, theirs, outcome, raw, None);
                 }
@@ -668,7 +687,7 @@ impl Node {
     }
 
     /// The shim's id of the call that the connection waits for, if it still does.
-    fn finish(&mut self, connection: ConnectionId, ours: u64) -> Option<u64> {
+    pub(crate) fn finish(&mut self, connection: ConnectionId, ours: u64) -> Option<u64> {
         let entry = self.connections.get_mut(&connection)?;
         let (theirs, _) = entry.call.take_if(|(_, id)| *id == ours)?;
         entry.again = None;
@@ -1010,6 +1029,10 @@ impl Node {
         if let Some(space) = process.space {
             self.leave_space(space);
         }
+        for set in self.sets.owed_by(process.id) {
+            self.return_set(set);
+        }
+        self.sets.leave(process.id);
         self.tell(
             ToCoordinator::Exited {
                 process: process.id,
@@ -1075,7 +1098,7 @@ impl Node {
         }
     }
 
-    fn answer(
+    pub(crate) fn answer(
         &mut self,
         to: ConnectionId,
         id: u64,

@@ -21,7 +21,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use migshm_coherence::{Config as CoherenceConfig, Engine, HomePolicy, Time};
 use migshm_coordinator::{Core, Output};
-use migshm_protocol::call::{Attachment, Call, Caller, Errno, Memlock};
+use migshm_protocol::call::{Attachment, Call, Caller, Errno, Memlock, SetMemory};
 use migshm_protocol::control::{FromCoordinator, Member, Placement, ToCoordinator};
 use migshm_protocol::local::Pieces;
 use migshm_protocol::page::PageMessage;
@@ -37,6 +37,7 @@ use crate::exits::Exits;
 use crate::local::{Sender, Socket};
 use crate::memory::{AttachId, Memory, SpaceId, View};
 use crate::readers::Turns;
+use crate::sets::Sets;
 use crate::start;
 use crate::tasks::Timer;
 
@@ -92,6 +93,10 @@ pub struct Node {
     pub(crate) turns: Turns,
     /// Mappings that were gone when replicas were last looked at.
     pub(crate) unmapped: u64,
+    /// Semaphore sets that are delegated to this node.
+    pub(crate) sets: Sets,
+    /// A set was delegated: somebody has to extend the lease.
+    pub(crate) delegated: Rc<Notify>,
     /// Requests that the coordinator has not answered.
     pub(crate) pending: FxHashMap<u64, Pending>,
     /// Pages that are here and have their home elsewhere.
@@ -203,6 +208,9 @@ pub struct Attaching {
 pub enum Pending {
     /// Pass it on to the connection.
     Call(ConnectionId),
+    /// Pass it on to the connection, or give it the set's memory if it wants that; asked at this
+    /// time, in milliseconds on the monotonic clock.
+    Operate(ConnectionId, SetMemory, u64),
     /// Prepare an attach with these flags, then answer.
     Attach(ConnectionId, i32),
     /// Let the process unmap.
@@ -261,6 +269,8 @@ impl Node {
                 held: FxHashMap::default(),
                 turns: Turns::default(),
                 unmapped: 0,
+                sets: Sets::default(),
+                delegated: Rc::new(Notify::new()),
                 pending: FxHashMap::default(),
                 cached: Cached::default(),
                 timer: None,
@@ -335,6 +345,20 @@ impl Node {
                 outcome,
                 placement,
             } => self.on_answer(id, outcome, placement, raw),
+            FromCoordinator::Delegated {
+                id,
+                set,
+                number,
+                access,
+                state,
+            } => self.on_delegated(id, set, number, access, state),
+            FromCoordinator::Recall { set, number } => {
+                if self.sets.number(set) == Some(number) {
+                    self.return_set(set);
+                }
+            }
+            FromCoordinator::SetRemoved { set } => self.sets.remove(set),
+            FromCoordinator::Present { number } => self.on_present(number),
             FromCoordinator::Share { segment } => {
                 self.arming.insert(segment);
                 self.try_arm(segment);
@@ -360,6 +384,9 @@ impl Node {
             node = self.name,
             "lost the coordinator; System V calls now fail with ENOSYS"
         );
+        for set in self.sets.delegated() {
+            self.sets.remove(set);
+        }
         self.coordinator = Coordinator::Lost;
         let ids: Vec<u64> = self.pending.keys().copied().collect();
         for id in ids {
@@ -386,6 +413,17 @@ impl Node {
         };
         !objects && self.connections.is_empty() && self.spaces.is_empty()
     }
+}
+
+/// Milliseconds on the monotonic clock, which processes read too.
+pub(crate) fn monotonic() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `now` is a valid out pointer.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec.cast_unsigned() * 1000 + now.tv_nsec.cast_unsigned() / 1_000_000
 }
 
 /// Seconds since the epoch.

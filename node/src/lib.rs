@@ -12,11 +12,13 @@
 mod cached;
 mod calls;
 mod daemon;
+mod delegation;
 mod exits;
 mod local;
 mod memory;
 mod pages;
 mod readers;
+mod sets;
 mod start;
 mod status;
 mod tasks;
@@ -47,6 +49,8 @@ use crate::uffd::Uffd;
 /// How often a daemon that was started by a program looks whether it may go, and so how long it
 /// outlives its last use, at most twice over.
 const LINGER: Duration = Duration::from_secs(2);
+/// How long the daemon may take to return what was delegated to it, at its end.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Turns of the scheduler, each of up to 61 tasks, after which a busy daemon looks for news: faults
 /// and datagrams must not wait for thousands of packets of a process that floods it.
@@ -235,6 +239,7 @@ async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
     spawn_local(tasks::keep_time(Rc::clone(&node), timer));
     spawn_local(tasks::watch_exits(Rc::clone(&node)));
     spawn_local(tasks::probe(Rc::clone(&node)));
+    spawn_local(tasks::keep_lease(Rc::clone(&node)));
     spawn_local(tasks::accept_local(Rc::clone(&node), Rc::clone(&listener)));
     ready.tell(Ok(()));
     tracing::info!(node = config.name, directory = %directory.display(), budget, class, "serving");
@@ -259,6 +264,10 @@ async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
                 }
             }
         }
+    }
+    let last_words = node.borrow_mut().say_goodbye();
+    if let Some(sender) = last_words {
+        let _ = tokio::time::timeout(FAREWELL, sender.finish()).await;
     }
     tracing::info!(node = config.name, "stopped");
     Ok(())

@@ -36,6 +36,7 @@ use rustc_hash::FxHashMap;
 
 use crate::cached::Cached;
 use crate::uffd::{Done, Uffd};
+pub use file::sealed;
 pub use mappings::{AttachId, Granted, View};
 use segment::Segment;
 pub use segment::UserId;

@@ -23,6 +23,8 @@ use crate::uffd::Uffd;
 
 /// How often address spaces that the kernel does not report the end of are looked at.
 const PROBE_INTERVAL: Duration = Duration::from_millis(50);
+/// How often the lease on delegated semaphore sets is extended.
+const LEASE_INTERVAL: Duration = Duration::from_millis(500);
 /// Messages of one process after which others have a turn.
 const FAIR_SHARE: u64 = 16;
 /// Between attempts to reach a member that does not answer.
@@ -144,6 +146,17 @@ pub async fn probe(node: Shared) {
         }
         tokio::time::sleep(PROBE_INTERVAL).await;
         node.borrow_mut().probe();
+    }
+}
+
+/// Extends the lease on delegated semaphore sets while there are any, for ever.
+pub async fn keep_lease(node: Shared) {
+    let delegated = Rc::clone(&node.borrow().delegated);
+    loop {
+        if !node.borrow_mut().extend_lease() {
+            delegated.notified().await;
+        }
+        tokio::time::sleep(LEASE_INTERVAL).await;
     }
 }
 

@@ -80,8 +80,9 @@ pub enum Call {
     /// `semget(key, count, flags)`; answered by [`Answer::Value`].
     SemGet { key: i32, count: i32, flags: i32 },
     /// `semop(id, ...)`, and `semtimedop`, whose clock the shim keeps (see
-    /// [`crate::local::ToNode::Cancel`]); answered by [`Answer::Value`] 0.
-    SemOp { id: i32 },
+    /// [`crate::local::ToNode::Cancel`]); answered by [`Answer::Value`] 0, or by
+    /// [`Answer::Shared`] if `memory` is [`SetMemory::Wanted`].
+    SemOp { id: i32, memory: SetMemory },
     /// `semctl(id, ...)`.
     SemCtl { id: i32, command: SemCommand },
     /// `msgget(key, flags)`; answered by [`Answer::Value`].
@@ -102,6 +103,18 @@ pub enum Call {
 /// Bytes of a message's type (`mtype`, a little-endian `i64`), which precedes its text in a
 /// `struct msgbuf`, in memory and on the wire.
 pub const MSG_TYPE_SIZE: usize = 8;
+
+/// What a process that calls `semop` has to do with the set's memory, in which it can operate on
+/// the set without calling while that is delegated to the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SetMemory {
+    /// It cannot use it; nor does this call make the coordinator delegate the set.
+    Unusable,
+    /// It could use it, and does not have it.
+    Wanted,
+    /// It has it.
+    Mapped,
+}
 
 /// What `*_STAT` names its object by, and whether reading needs permission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -215,17 +228,23 @@ impl SemBuf {
         [a, b, c, d, e, f]
     }
 
+    /// Reads the C layout.
+    #[must_use]
+    pub fn from_bytes([a, b, c, d, e, f]: [u8; Self::SIZE]) -> SemBuf {
+        SemBuf {
+            num: u16::from_le_bytes([a, b]),
+            op: i16::from_le_bytes([c, d]),
+            flags: i16::from_le_bytes([e, f]),
+        }
+    }
+
     /// Reads an array of operations; `None` if the length is not a multiple of [`SemBuf::SIZE`].
     #[must_use]
     pub fn parse_all(bytes: &[u8]) -> Option<Vec<SemBuf>> {
         let chunks = bytes.chunks_exact(Self::SIZE);
         chunks.remainder().is_empty().then(|| {
             chunks
-                .map(|c| SemBuf {
-                    num: u16::from_le_bytes([c[0], c[1]]),
-                    op: i16::from_le_bytes([c[2], c[3]]),
-                    flags: i16::from_le_bytes([c[4], c[5]]),
-                })
+                .map(|c| SemBuf::from_bytes([c[0], c[1], c[2], c[3], c[4], c[5]]))
                 .collect()
         })
     }
@@ -257,6 +276,8 @@ pub enum Answer {
     Queue(MsgStatus),
     /// `IPC_INFO` and `MSG_INFO` of `msgctl`.
     MsgLimits(MsgLimits),
+    /// `semop` has succeeded, and here is the set's memory for the next.
+    Shared(SharedSet),
     /// `msgrcv`: a `struct msgbuf` with this many bytes of text follows the message. Their number
     /// is the call's return value.
     Message(u32),
@@ -289,6 +310,17 @@ pub struct Attachment {
     /// Between the daemon and the shim: whether accesses are tracked already, so that the
     /// mapping must stay inaccessible until the daemon has registered it.
     pub tracked: bool,
+}
+
+/// A semaphore set's memory, which comes as a memfd with [`Answer::Shared`]; only from the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedSet {
+    /// Number of semaphores, which gives the memory's layout.
+    pub semaphores: u32,
+    /// The process's seat in it, for operations with SEM_UNDO.
+    pub seat: Option<u32>,
+    /// The process's pid, as its node's daemon sees it.
+    pub pid: i32,
 }
 
 /// `struct ipc_perm`.

@@ -116,7 +116,7 @@ pub fn frame_length(header: [u8; FRAME_HEADER]) -> Result<usize, CodecError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::call::{Call, SemBuf};
+    use crate::call::{Call, SemBuf, SetMemory};
     use crate::local::ToNode;
     use proptest::prelude::*;
 
@@ -130,7 +130,10 @@ mod tests {
         .to_bytes();
         let message = ToNode::Call {
             id: 7,
-            call: Call::SemOp { id: 3 },
+            call: Call::SemOp {
+                id: 3,
+                memory: SetMemory::Wanted,
+            },
         };
         let mut buffer = Vec::new();
         encode(&message, &ops, &mut buffer).unwrap();

@@ -101,6 +101,46 @@ pub enum ToCoordinator {
         /// The extent.
         extent: Extent,
     },
+    /// A semaphore set that was delegated to the sender is the coordinator's again.
+    Returned {
+        /// The set's id.
+        set: i32,
+        /// From [`FromCoordinator::Delegated`].
+        number: u64,
+        /// Its state. The debts are in addition to those when it was delegated.
+        state: SetState,
+    },
+    /// Whether the sender is still a member: answered by [`FromCoordinator::Present`].
+    Query {
+        /// Echoed in the answer.
+        number: u64,
+    },
+}
+
+/// The state of a semaphore set for which no call waits.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetState {
+    /// By semaphore.
+    pub values: Vec<u16>,
+    /// Of the processes that changed the semaphores last.
+    pub pids: Vec<i32>,
+    /// When the last operation was done, in seconds since the epoch.
+    pub otime: i64,
+    /// What processes of the node owe (`semadj`).
+    pub debts: Vec<Debt>,
+}
+
+/// What a process owes to a semaphore when it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Debt {
+    /// The process.
+    pub process: ProcessId,
+    /// Its pid.
+    pub pid: i32,
+    /// The semaphore's number.
+    pub num: u16,
+    /// To be added to its value. 0 says that the process has used SEM_UNDO.
+    pub owed: i16,
 }
 
 /// From the coordinator to a node daemon.
@@ -160,6 +200,39 @@ pub enum FromCoordinator {
         size: Option<u64>,
         /// As in [`Placement::Shared`].
         default_home: Option<NodeId>,
+    },
+    /// A `semop` has succeeded, and its set is delegated to the receiver: its processes may
+    /// operate on it until the receiver says [`ToCoordinator::Returned`], which is due before
+    /// anything else that it says about the set, or about a process that owes to it.
+    Delegated {
+        /// The `semop`'s id, which has no other answer.
+        id: u64,
+        /// The set's id.
+        set: i32,
+        /// Number of this delegation.
+        number: u64,
+        /// Changes whenever others may be permitted to alter the set than before.
+        access: u64,
+        /// Its state.
+        state: SetState,
+    },
+    /// A delegated set is needed elsewhere. It may have been returned already.
+    Recall {
+        /// The set's id.
+        set: i32,
+        /// From [`FromCoordinator::Delegated`].
+        number: u64,
+    },
+    /// A semaphore set that has ever been delegated to the receiver is gone.
+    SetRemoved {
+        /// The set's id.
+        set: i32,
+    },
+    /// When the query was sent, the receiver was a member, and stays one for as long as links may
+    /// be silent.
+    Present {
+        /// From [`ToCoordinator::Query`].
+        number: u64,
     },
     /// A segment is gone; nothing of it may be kept.
     Destroyed {

@@ -5,6 +5,9 @@
 //! node, and *closes* it to get the state back. While it is closed, and for whatever is more than
 //! one operation that succeeds or fails at once, processes ask the daemon ([`Outcome::Ask`]).
 //!
+//! They also do once the *lease* is over, which the daemon extends while it lives and the
+//! coordinator counts it as a member: whatever becomes of them, no two nodes operate on one set.
+//!
 //! # One operation
 //!
 //! A semaphore is one word: its value, who changed it last, and a version. An operation is one
@@ -64,6 +67,8 @@ pub struct Layout {
 const RETIRED: usize = 0;
 /// Word with the time of the last operation (`sem_otime`), in seconds since the epoch.
 const OTIME: usize = 1;
+/// Word with the time until which the set is open, in milliseconds on the monotonic clock.
+const LEASE: usize = 2;
 /// First semaphore.
 const SEMAPHORES: usize = 8;
 
@@ -129,6 +134,15 @@ pub struct Operator {
     pub seat: Option<usize>,
 }
 
+/// When an operation takes place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// Seconds since the epoch, for `sem_otime`.
+    pub seconds: i64,
+    /// Milliseconds on the monotonic clock, for the lease.
+    pub monotonic: u64,
+}
+
 /// How an operation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -168,10 +182,11 @@ impl<'a> Set<'a> {
     }
 
     /// One operation of a `semop`: adds `op` to semaphore `num`, or waits for zero if it is 0.
-    /// `now` is in seconds since the epoch.
     #[must_use]
-    pub fn operate(self, who: Operator, num: usize, op: i16, undo: bool, now: i64) -> Outcome {
-        if num >= self.layout.semaphores {
+    pub fn operate(self, who: Operator, num: usize, op: i16, undo: bool, now: Moment) -> Outcome {
+        if num >= self.layout.semaphores
+            || now.monotonic >= self.words[LEASE].load(Ordering::Relaxed)
+        {
             return Outcome::Ask;
         }
         let word = &self.words[Layout::semaphore(num)];
@@ -211,7 +226,7 @@ impl<'a> Set<'a> {
             let swapped =
                 word.compare_exchange(before.0, after.0, Ordering::AcqRel, Ordering::Relaxed);
             if swapped.is_ok() {
-                self.words[OTIME].store(now.cast_unsigned(), Ordering::Relaxed);
+                self.words[OTIME].store(now.seconds.cast_unsigned(), Ordering::Relaxed);
                 if after.is_unsettled() {
                     self.settle(num, after);
                 }
@@ -276,6 +291,11 @@ impl<'a> Set<'a> {
 
 /// The daemon's side.
 impl Set<'_> {
+    /// Lets processes operate until a time, in milliseconds on the monotonic clock.
+    pub fn lease(self, until: u64) {
+        self.words[LEASE].store(until, Ordering::Relaxed);
+    }
+
     /// Gives a free seat to a process. The set may be open.
     pub fn seat(self, seat: usize, pid: i32) {
         let pid = u64::from(pid.cast_unsigned());

@@ -4,9 +4,12 @@
 
 use loom::sync::Arc;
 use loom::thread;
-use migshm_semaphores::{AtomicU64, Kill, Layout, Operator, Outcome, Set, State};
+use migshm_semaphores::{AtomicU64, Kill, Layout, Moment, Operator, Outcome, Set, State};
 
-const OTIME: i64 = 7;
+const NOW: Moment = Moment {
+    seconds: 7,
+    monotonic: 1,
+};
 
 struct Memory {
     words: Vec<AtomicU64>,
@@ -22,6 +25,7 @@ impl Memory {
         for seat in 0..processes {
             memory.set().seat(seat, pid(seat));
         }
+        memory.set().lease(2);
         memory.set().open(&State {
             values: values.to_vec(),
             pids: vec![0; values.len()],
@@ -87,7 +91,7 @@ fn a_killed_process_owes_what_it_has_done() {
                         if seat == 0 {
                             Kill::after(kill);
                         }
-                        memory.set().operate(who(seat), 0, -1, true, OTIME)
+                        memory.set().operate(who(seat), 0, -1, true, NOW)
                     })
                 })
                 .collect();
@@ -114,8 +118,8 @@ fn a_set_may_be_closed_and_opened_at_any_instant() {
                     if kill < ACCESSES {
                         Kill::after(kill);
                     }
-                    let first = memory.set().operate(who(0), 0, -1, true, OTIME);
-                    (first, memory.set().operate(who(0), 0, 1, true, OTIME))
+                    let first = memory.set().operate(who(0), 0, -1, true, NOW);
+                    (first, memory.set().operate(who(0), 0, 1, true, NOW))
                 })
             };
             let mut ledger = Ledger::default();
@@ -141,15 +145,12 @@ fn what_a_killed_process_left_unsettled_others_settle_once() {
                 let memory = memory.clone();
                 thread::spawn(move || {
                     Kill::after(kill);
-                    memory.set().operate(who(0), 0, -1, true, OTIME)
+                    memory.set().operate(who(0), 0, -1, true, NOW)
                 })
             };
-            let other = memory.set().operate(who(1), 0, -2, true, OTIME);
+            let other = memory.set().operate(who(1), 0, -2, true, NOW);
             assert_eq!(other, Outcome::Done);
-            assert_eq!(
-                memory.set().operate(who(1), 0, 1, true, OTIME),
-                Outcome::Done
-            );
+            assert_eq!(memory.set().operate(who(1), 0, 1, true, NOW), Outcome::Done);
             worker.join().unwrap();
             let mut ledger = Ledger::default();
             ledger.close(&memory);
@@ -168,10 +169,10 @@ fn operations_without_undo_are_done_or_not() {
                 let memory = memory.clone();
                 thread::spawn(move || {
                     Kill::after(kill);
-                    memory.set().operate(who(0), 0, -1, false, OTIME)
+                    memory.set().operate(who(0), 0, -1, false, NOW)
                 })
             };
-            let other = memory.set().operate(who(1), 0, -1, false, OTIME);
+            let other = memory.set().operate(who(1), 0, -1, false, NOW);
             worker.join().unwrap();
             let mut ledger = Ledger::default();
             ledger.close(&memory);
@@ -192,11 +193,11 @@ fn operations_on_two_semaphores_are_settled_one_after_the_other() {
                 thread::spawn(move || {
                     Kill::after(kill);
                     let set = memory.set();
-                    let first = set.operate(who(0), 0, -1, true, OTIME);
-                    (first, set.operate(who(0), 1, -1, true, OTIME))
+                    let first = set.operate(who(0), 0, -1, true, NOW);
+                    (first, set.operate(who(0), 1, -1, true, NOW))
                 })
             };
-            let other = memory.set().operate(who(1), 0, 1, false, OTIME);
+            let other = memory.set().operate(who(1), 0, 1, false, NOW);
             assert_eq!(other, Outcome::Done);
             worker.join().unwrap();
             let (state, accounts) = memory.set().close();

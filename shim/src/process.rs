@@ -2,7 +2,7 @@
 //!
 //! | state | in a fork child (`fork` or a raw `clone`) | after `execve` |
 //! |---|---|---|
-//! | [`Wiped`]: claims of pool slots, "introduced", "anchoring" | zeros, as in a fresh process | gone |
+//! | [`Wiped`]: claims of pool slots, "introduced", "anchoring", sets in memory | zeros, as in a fresh process | gone |
 //! | the pool's descriptors (`pool::SLOTS`) | the parent's: closed at the first call, never used | closed |
 //! | the anchor's address (`anchor::ANCHOR`), the userfaultfd | stay: the mappings and their registration are inherited | gone |
 //! | [`ATTACHES`], [`REACH`], [`READ_ONLY`], [`LAST_PID`] | stay: the attaches are inherited, and the parent is who made them | gone |
@@ -20,7 +20,7 @@ use migshm_protocol::call::Errno;
 use once_cell::race::OnceNonZeroUsize;
 
 use crate::pool::SLOTS_COUNT;
-use crate::{anchor, client, pool, sys};
+use crate::{anchor, client, delegated, pool, sys};
 
 /// What belongs to one process alone. All zeros is the state of a new process.
 pub struct Wiped {
@@ -32,6 +32,8 @@ pub struct Wiped {
     pub anchoring: AtomicBool,
     /// Who has which slot of the pool; see `pool`.
     pub claims: [AtomicU32; SLOTS_COUNT],
+    /// Semaphore sets in memory.
+    pub sets: delegated::Entries,
 }
 
 /// Address of the [`Wiped`] pages, once mapped.
@@ -85,26 +87,33 @@ pub fn request_id() -> u64 {
     LAST_REQUEST.fetch_add(1, Ordering::Relaxed) + 1
 }
 
+/// This process's own state, if it is mapped.
+pub fn started() -> Option<&'static Wiped> {
+    // SAFETY: the address is that of a mapping of this size that is never unmapped, page-aligned;
+    // zeros are a valid `Wiped`, and it consists of atomics.
+    WIPED
+        .get()
+        .map(|address| unsafe { &*(address.get() as *const Wiped) })
+}
+
 /// This process's own state; mapped at the first call.
 ///
 /// # Errors
 /// `ENOMEM`.
 pub fn own() -> Result<&'static Wiped, Errno> {
-    let address = match WIPED.get() {
-        Some(address) => address,
+    let own = match started() {
+        Some(own) => own,
         None => {
             let memory = sys::map_wiped(size_of::<Wiped>())?;
             let address = (memory as usize).try_into().expect("mmap gives no null");
             if WIPED.set(address).is_err() {
                 sys::unmap(memory, size_of::<Wiped>());
             }
-            WIPED.get().expect("set by this thread or a faster one")
+            started().expect("set by this thread or a faster one")
         }
     };
-    // SAFETY: the address is that of a mapping of this size that is never unmapped, page-aligned;
-    // zeros are a valid `Wiped`, and it consists of atomics.
-    let own = unsafe { &*(address.get() as *const Wiped) };
-    if !own.swept.swap(true, Ordering::Relaxed) {
+    // Read first: a swap would cost more than all the rest.
+    if !own.swept.load(Ordering::Relaxed) && !own.swept.swap(true, Ordering::Relaxed) {
         pool::sweep(own);
     }
     Ok(own)

@@ -5,13 +5,13 @@ use std::ffi::c_int;
 use libc::timespec;
 use migshm_protocol::call::{Answer, Call, Errno, SemBuf, SemCommand, StatBy};
 use migshm_protocol::limits::{IPCMNI, SEMOPM};
-use migshm_protocol::local::ToNode;
+use migshm_protocol::local::{FromNode, ToNode};
 
 use crate::client::{self, Session, out_of_step};
-use crate::connection::{Patience, Raw};
+use crate::connection::{Patience, Raw, Reply};
 use crate::convert::{self, SemidDs};
-use crate::process;
 use crate::sys::{self, SignalsBlocked};
+use crate::{delegated, process};
 
 /// `semget(2)`.
 pub fn get(key: i32, count: c_int, flags: c_int) -> Result<isize, Errno> {
@@ -41,16 +41,42 @@ pub fn operate(id: c_int, operations: usize, count: usize, timeout: usize) -> Re
             return Err(Errno::EINVAL);
         }
     };
+    let own = process::own()?;
+    if count == 1
+        && let Some(done) = delegated::operate(own, id, read(operations)?)
+    {
+        return done;
+    }
     let mut session = Session::begin()?;
     let request = process::request_id();
     let operations = Raw {
         address: operations,
         length: count * SemBuf::SIZE,
     };
+    let memory = delegated::memory_of(own, id);
     let signals = SignalsBlocked::new();
-    let call = Call::SemOp { id };
+    let call = Call::SemOp { id, memory };
     session.request(&ToNode::Call { id: request, call }, operations)?;
-    convert::value(session.outcome(request, Patience::UntilSignal(signals, deadline))?)
+    let Reply {
+        message,
+        descriptor,
+    } = session.reply(request, Patience::UntilSignal(signals, deadline))?;
+    match (message, descriptor) {
+        (
+            FromNode::Answer {
+                outcome: Ok(Answer::Shared(shared)),
+                ..
+            },
+            descriptor,
+        ) => {
+            if let Some(memory) = descriptor {
+                delegated::add(own, id, shared, memory);
+            }
+            Ok(0)
+        }
+        (FromNode::Answer { outcome, .. }, _) => convert::value(outcome?),
+        _ => Err(out_of_step()),
+    }
 }
 
 /// `semctl(2)`. `argument` is the register that holds the union: an int, a pointer, or nothing.
@@ -122,6 +148,11 @@ fn set_values(id: c_int, array: usize) -> Result<isize, Errno> {
         },
         values,
     )?)
+}
+
+/// One operation of the program's.
+fn read(address: usize) -> Result<SemBuf, Errno> {
+    sys::copy_in_small(address).map(SemBuf::from_bytes)
 }
 
 /// The end of a timeout that begins now.

@@ -140,6 +140,7 @@ pub fn detach(address: usize) -> Result<isize, Errno> {
 /// # Safety
 /// As for `munmap`: the program vouches that it does not use the range any more.
 pub unsafe fn unmap(address: usize, length: usize) -> Result<isize, Errno> {
+    sys::forget_readable();
     let whole = length.next_multiple_of(PAGE_SIZE);
     if address.is_multiple_of(PAGE_SIZE) && length > 0 && REACH.overlaps(address, whole) {
         // SAFETY: by the caller.

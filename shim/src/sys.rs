@@ -4,8 +4,10 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use migshm_protocol::call::Errno;
+use migshm_protocol::ids::PAGE_SIZE;
 
 use crate::kernel::kernel;
 
@@ -137,6 +139,23 @@ pub fn map_private(length: usize) -> Result<*mut c_void, Errno> {
 pub fn unmap(memory: *mut c_void, length: usize) {
     // SAFETY: the callers pass mappings of their own that nothing refers to any more.
     let _ = unsafe { munmap(memory as usize, length) };
+}
+
+/// Maps a file's start shared, writable, for this process alone: no fork copies it.
+///
+/// # Errors
+/// Those of `mmap(2)`.
+pub fn map_shared(fd: RawFd, length: usize) -> Result<usize, Errno> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
+    let memory =
+        unsafe { libc::mmap(ptr::null_mut(), length, protection, libc::MAP_SHARED, fd, 0) };
+    if memory == libc::MAP_FAILED {
+        return Err(errno());
+    }
+    // SAFETY: advice on the mapping just made.
+    unsafe { libc::madvise(memory, length, libc::MADV_DONTFORK) };
+    Ok(memory as usize)
 }
 
 /// Replaces whatever is mapped in a range of whole pages by nothing that can be accessed.
@@ -291,6 +310,35 @@ pub fn copy_in<T: Plain>(address: usize) -> Result<T, Errno> {
         return Ok(unsafe { ptr::read_unaligned(address as *const T) });
     }
     Err(Errno::EFAULT)
+}
+
+/// As [`copy_in`], of a few bytes, which cost no system call where a page has been read before that
+/// way. A program that has made such a page unreadable since then, other than by `munmap`, crashes.
+///
+/// # Errors
+/// `EFAULT` if the address cannot be read.
+pub fn copy_in_small<const N: usize>(address: usize) -> Result<[u8; N], Errno> {
+    let pages = [address, address.wrapping_add(N - 1)].map(|byte| byte / PAGE_SIZE);
+    let slots = pages.map(|page| &READABLE[page % READABLE.len()]);
+    if (0..2).all(|i| slots[i].load(Ordering::Relaxed) == pages[i]) {
+        // SAFETY: the pages could be read when they were noted, and were not unmapped since.
+        return Ok(unsafe { ptr::read_volatile(address as *const [u8; N]) });
+    }
+    let value = copy_in(address)?;
+    for (slot, page) in slots.into_iter().zip(pages) {
+        slot.store(page, Ordering::Relaxed);
+    }
+    Ok(value)
+}
+
+/// Numbers of pages that could be read.
+static READABLE: [AtomicUsize; 8] = [const { AtomicUsize::new(0) }; 8];
+
+/// Notes that pages may not be readable any more.
+pub fn forget_readable() {
+    for slot in &READABLE {
+        slot.store(0, Ordering::Relaxed);
+    }
 }
 
 /// Writes a value to an address that the program gave, which may be any number.
@@ -460,11 +508,26 @@ impl Drop for CancellationOff {
 
 /// Now, on the clock that timeouts are measured by.
 pub fn monotonic() -> libc::timespec {
-    let mut now = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut now = NO_TIME;
     // SAFETY: `now` is a valid out pointer.
     let _ = unsafe { kernel!(SYS_clock_gettime, libc::CLOCK_MONOTONIC, &raw mut now) };
     now
+}
+
+/// Now, on a clock that the C library reads without a system call.
+pub fn coarse_time(clock: libc::clockid_t) -> libc::timespec {
+    let mut now = NO_TIME;
+    // SAFETY: `now` is a valid out pointer.
+    unsafe { libc::clock_gettime(clock, &mut now) };
+    now
+}
+
+const NO_TIME: libc::timespec = libc::timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
+
+/// A time in whole milliseconds.
+pub fn milliseconds(time: libc::timespec) -> u64 {
+    time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000
 }

@@ -21,15 +21,23 @@
 //! which are not, is therefore visible, as is the operation that each is blocked by
 //! (`GETNCNT`, `GETZCNT`); nothing is tried here that Linux would not try.
 
+use migshm_protocol::NodeId;
 use migshm_protocol::call::{Errno, SemBuf};
+use migshm_protocol::control::{Debt, FromCoordinator, SetState};
 use migshm_protocol::limits::SEMVMX;
+use migshm_semaphores::SEMAPHORES_MAX;
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
+use super::delegation::Delegation;
 use super::queue::{Queues, Waiter};
 use super::undo::Undo;
 use super::{IPC_NOWAIT, SEM_UNDO};
 use crate::processes::{CallKey, ProcessKey, Wake};
+use crate::{Context, Output};
+
+/// Sets to which more processes may owe something are not delegated.
+const DELEGATED_DEBTORS_MAX: usize = 64;
 
 /// How an attempt to do a call's operations ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -51,6 +59,9 @@ pub(crate) struct SemSet {
     pids: Vec<i32>,
     queues: Queues,
     undo: FxHashMap<ProcessKey, Undo>,
+    pub(crate) delegation: Delegation,
+    /// How often its owner and mode have been set.
+    pub(crate) access: u64,
 }
 
 /// Why one operation cannot be done.
@@ -68,6 +79,8 @@ impl SemSet {
             pids: vec![0; size],
             queues: Queues::default(),
             undo: FxHashMap::default(),
+            delegation: Delegation::new(),
+            access: 0,
         }
     }
 
@@ -147,6 +160,7 @@ impl SemSet {
     /// Takes a waiter out of its queue.
     pub(crate) fn cancel(&mut self, call: CallKey) {
         self.queues.remove(call);
+        self.delegation.cancel(call);
     }
 
     /// `SETVAL`.
@@ -184,6 +198,58 @@ impl SemSet {
         }
         self.otime = now;
         self.update(None, now, wakes);
+    }
+
+    /// A call from a node has succeeded; whether the set is to be delegated to it now.
+    pub(crate) fn is_due(&mut self, node: NodeId) -> bool {
+        self.delegation.is_due(node)
+            && self.queues.is_empty()
+            && self.len() <= SEMAPHORES_MAX
+            && self.undo.len() <= DELEGATED_DEBTORS_MAX
+    }
+
+    /// Delegates the set to the node of a call that has succeeded, and answers that thereby.
+    pub(crate) fn delegate(&mut self, call: CallKey, id: i32, cx: &mut Context<'_>) {
+        let of_node = self.undo.iter().filter(|(key, _)| key.node == call.node);
+        let debts = of_node
+            .flat_map(|(key, undo)| {
+                undo.owed().map(|(num, owed)| Debt {
+                    process: key.process,
+                    pid: 0,
+                    num,
+                    owed,
+                })
+            })
+            .collect();
+        let state = SetState {
+            values: self.values.clone(),
+            pids: self.pids.clone(),
+            otime: self.otime,
+            debts,
+        };
+        let delegated = FromCoordinator::Delegated {
+            id: call.id,
+            set: id,
+            number: self.delegation.delegate(call.node),
+            access: self.access,
+            state,
+        };
+        cx.out.push(Output::new(call.node, delegated));
+    }
+
+    /// Takes over what has become of the set at a node; the state must fit.
+    pub(crate) fn restore(&mut self, node: NodeId, state: &SetState) {
+        self.values.copy_from_slice(&state.values);
+        self.pids.copy_from_slice(&state.pids);
+        self.otime = self.otime.max(state.otime);
+        for debt in &state.debts {
+            let process = ProcessKey {
+                node,
+                process: debt.process,
+            };
+            let undo = self.undo.entry(process).or_default();
+            undo.adjust(debt.num, debt.owed.into());
+        }
     }
 
     /// The set is removed.

@@ -26,6 +26,11 @@ impl Undo {
         true
     }
 
+    /// The semaphores that something is owed to, and how much.
+    pub(crate) fn owed(&self) -> impl Iterator<Item = (u16, i16)> {
+        self.0.iter().copied()
+    }
+
     /// Owes nothing to a semaphore any longer.
     pub(crate) fn clear(&mut self, num: u16) {
         if let Ok(at) = self.0.binary_search_by_key(&num, |&(num, _)| num) {

@@ -8,7 +8,7 @@ use migshm_coordinator::{Core, Output};
 use migshm_protocol::call::{
     Answer, Attachment, Call, Caller, Errno, Outcome, SemBuf, SemCommand, StatBy,
 };
-use migshm_protocol::call::{MsgCommand, MsgStatus, SemStatus, ShmCommand, ShmStatus};
+use migshm_protocol::call::{MsgCommand, MsgStatus, SemStatus, SetMemory, ShmCommand, ShmStatus};
 use migshm_protocol::control::{FromCoordinator, Placement, ToCoordinator};
 use migshm_protocol::{NodeId, ProcessId, SegmentId};
 
@@ -27,6 +27,14 @@ pub struct Cluster {
     pub now: i64,
     pub mail: Vec<Output>,
     next_call: u64,
+}
+
+/// The call of a process that cannot operate on sets by itself.
+pub fn semop(id: i32) -> Call {
+    Call::SemOp {
+        id,
+        memory: SetMemory::Unusable,
+    }
 }
 
 /// A process, and who it runs as.
@@ -151,7 +159,7 @@ impl Cluster {
     }
 
     pub fn start_semop(&mut self, process: &Process, id: i32, ops: &[(u16, i16, i16)]) -> Pending {
-        self.start(process, Call::SemOp { id }, &raw(ops))
+        self.start(process, semop(id), &raw(ops))
     }
 
     pub fn semop(
@@ -160,7 +168,7 @@ impl Cluster {
         id: i32,
         ops: &[(u16, i16, i16)],
     ) -> Result<(), Errno> {
-        self.call(process, Call::SemOp { id }, &raw(ops))
+        self.call(process, semop(id), &raw(ops))
             .map(|answer| assert_eq!(answer, Answer::Value(0)))
     }
 

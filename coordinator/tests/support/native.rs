@@ -83,7 +83,7 @@ pub fn command(user: User, call: Call, raw: &[u8]) -> Command {
             [key.into(), count.into(), flags.into(), 0],
             None,
         ),
-        Call::SemOp { id } => {
+        Call::SemOp { id, .. } => {
             let count = raw.len() / SemBuf::SIZE;
             system_call(
                 user,

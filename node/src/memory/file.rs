@@ -34,6 +34,32 @@ pub struct FileId {
     pub inode: u64,
 }
 
+/// A memfd of `length` zeros, which no process that maps it can resize.
+///
+/// # Errors
+/// Those of `memfd_create(2)`, `fchmod(2)` and `ftruncate(2)`.
+pub fn sealed(name: &CStr, length: u64) -> io::Result<File> {
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    // SAFETY: the name is a C string; the call returns a new descriptor or -1.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `fd` is a descriptor that nothing else owns.
+    let memfd = unsafe { File::from_raw_fd(fd) };
+    // SAFETY: plain fchmod on an owned descriptor.
+    if unsafe { libc::fchmod(fd, MEMFD_MODE) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    memfd.set_len(length)?;
+    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    // SAFETY: plain fcntl on an owned descriptor.
+    if unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, seals) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(memfd)
+}
+
 /// Pages that local processes may map.
 pub struct PageFile {
     memfd: File,
@@ -44,34 +70,13 @@ pub struct PageFile {
 }
 
 impl PageFile {
-    /// Memory of `size` bytes, all holes. Sealed, so that no process that maps it can resize it.
+    /// Memory of `size` bytes, all holes.
     ///
     /// # Errors
-    /// Those of `memfd_create(2)`, `fchmod(2)`, `ftruncate(2)` and `fstat(2)`.
+    /// Those of [`sealed`] and `fstat(2)`.
     pub fn new(size: u64) -> io::Result<PageFile> {
         let pages = u32::try_from(size.div_ceil(PAGE)).map_err(|_| io::ErrorKind::FileTooLarge)?;
-        // SAFETY: the name is a C string; the call returns a new descriptor or -1.
-        let fd = unsafe {
-            libc::memfd_create(
-                MEMFD_NAME.as_ptr(),
-                libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING,
-            )
-        };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: `fd` is a descriptor that nothing else owns.
-        let memfd = unsafe { File::from_raw_fd(fd) };
-        // SAFETY: plain fchmod on an owned descriptor.
-        if unsafe { libc::fchmod(fd, MEMFD_MODE) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        memfd.set_len(u64::from(pages) * PAGE)?;
-        let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
-        // SAFETY: plain fcntl on an owned descriptor.
-        if unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, seals) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        let memfd = sealed(MEMFD_NAME, u64::from(pages) * PAGE)?;
         let metadata = memfd.metadata()?;
         let device = metadata.dev();
         Ok(PageFile {

@@ -229,12 +229,14 @@ fn serve(socket: &OwnedFd, connection: usize, script: Script, state: &Arc<Mutex<
                 );
             }
             ToNode::Call {
-                call: Call::SemOp { id: DIES },
+                call: Call::SemOp { id: DIES, .. },
                 ..
             } => return,
             ToNode::Call {
                 call:
-                    Call::SemOp { id: BLOCKS | WINS }
+                    Call::SemOp {
+                        id: BLOCKS | WINS, ..
+                    }
                     | Call::MsgSend {
                         id: BLOCKS | WINS, ..
                     }
@@ -244,14 +246,14 @@ fn serve(socket: &OwnedFd, connection: usize, script: Script, state: &Arc<Mutex<
                 ..
             } => {}
             ToNode::Call {
-                call: Call::SemOp { id: RAISES } | Call::MsgReceive { id: RAISES, .. },
+                call: Call::SemOp { id: RAISES, .. } | Call::MsgReceive { id: RAISES, .. },
                 ..
             } => {
                 // SAFETY: plain numbers.
                 unsafe { libc::kill(pid, libc::SIGUSR1) };
             }
             ToNode::Call { id, call } => {
-                if call == (Call::SemOp { id: STALE }) {
+                if matches!(call, Call::SemOp { id: STALE, .. }) {
                     send(
                         FromNode::Answer {
                             id: id - 1,
@@ -289,7 +291,7 @@ fn serve(socket: &OwnedFd, connection: usize, script: Script, state: &Arc<Mutex<
                     (heard.connection == connection && theirs == id).then_some(call)
                 });
                 let (outcome, raw) = match cancelled {
-                    Some(Call::SemOp { id: WINS } | Call::MsgSend { id: WINS, .. }) => {
+                    Some(Call::SemOp { id: WINS, .. } | Call::MsgSend { id: WINS, .. }) => {
                         (Ok(Answer::Value(0)), Vec::new())
                     }
                     Some(Call::MsgReceive { id: WINS, size, .. }) => received(size),

@@ -9,7 +9,7 @@ use std::process::exit;
 
 use migshm_protocol::call::{
     Answer, Call, Errno, NewPerm, Outcome, SemCommand, ShmCommand, StatBy,
-};
+, SetMemory};
 use migshm_protocol::codec;
 use migshm_protocol::local::{FromNode, LOCAL_VERSION, ToNode};
 
@@ -79,7 +79,10 @@ fn forge(socket: &str, victim: i32, segment: i32, set: i32) {
             id: set,
             command: SemCommand::Remove,
         },
-        Call::SemOp { id: set },
+        Call::SemOp {
+            id: set,
+            memory: SetMemory::Wanted,
+        },
     ];
     for call in calls {
         // One operation: semaphore 0, plus 1.
@@ -237,7 +240,10 @@ fn order(socket: &str) {
     };
     let down = ToNode::Call {
         id: 70,
-        call: Call::SemOp { id },
+        call: Call::SemOp {
+                id,
+                memory: SetMemory::Wanted,
+            },
     };
     for _ in 0..2 {
         client.send(&down, &[0, 0, 0xff, 0xff, 0, 0], &[]).ok();
