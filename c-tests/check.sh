@@ -96,6 +96,7 @@ while [ $round -lt "$repeat" ]; do
     check counter 4 --ops "$(n 5000)" --undo
     check prodcons 4 --ops "$(n 5000)"
     check undo 4 --rounds "$(n 50)"
+    check killed 2 --rounds "$(n 200)"
     check multi 5 --ops "$(n 2000)"
     check waitzero 4 --rounds "$(n 200)"
     check ops 2

@@ -52,10 +52,12 @@ struct Entry {
 /// A set's entry, which stays as it is meanwhile.
 struct Use<'a>(&'a Entry);
 
-/// Does a call of one operation, if that can be done without waiting. `None` if the daemon has to
-/// be asked.
-pub fn operate(own: &'static Wiped, id: i32, operation: SemBuf) -> Option<Result<isize, Errno>> {
+/// Does a call of one operation, which is at an address that the program gave, if that can be done
+/// without waiting. `None` if the daemon has to be asked.
+pub fn operate(own: &'static Wiped, id: i32, address: usize) -> Option<Result<isize, Errno>> {
     let entry = own.sets.enter(id)?;
+    // A bad address is noticed when the daemon is asked.
+    let operation = SemBuf::from_bytes(sys::copy_in_small(address).ok()?);
     let undo = i32::from(operation.flags) & libc::SEM_UNDO != 0;
     let now = Moment {
         seconds: sys::coarse_time(libc::CLOCK_REALTIME_COARSE).tv_sec,

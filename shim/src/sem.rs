@@ -43,7 +43,7 @@ pub fn operate(id: c_int, operations: usize, count: usize, timeout: usize) -> Re
     };
     let own = process::own()?;
     if count == 1
-        && let Some(done) = delegated::operate(own, id, read(operations)?)
+        && let Some(done) = delegated::operate(own, id, operations)
     {
         return done;
     }
@@ -148,11 +148,6 @@ fn set_values(id: c_int, array: usize) -> Result<isize, Errno> {
         },
         values,
     )?)
-}
-
-/// One operation of the program's.
-fn read(address: usize) -> Result<SemBuf, Errno> {
-    sys::copy_in_small(address).map(SemBuf::from_bytes)
 }
 
 /// The end of a timeout that begins now.

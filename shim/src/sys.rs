@@ -332,12 +332,13 @@ pub fn copy_in_small<const N: usize>(address: usize) -> Result<[u8; N], Errno> {
 }
 
 /// Numbers of pages that could be read.
-static READABLE: [AtomicUsize; 8] = [const { AtomicUsize::new(0) }; 8];
+static READABLE: [AtomicUsize; 8] = [const { AtomicUsize::new(NO_PAGE) }; 8];
+const NO_PAGE: usize = usize::MAX;
 
 /// Notes that pages may not be readable any more.
 pub fn forget_readable() {
     for slot in &READABLE {
-        slot.store(0, Ordering::Relaxed);
+        slot.store(NO_PAGE, Ordering::Relaxed);
     }
 }
 

@@ -15,6 +15,7 @@ const PROGRAMS: &[(&str, &[&str])] = &[
     ("fork", &[]),
     ("syscallraw", &["--ops", "500"]),
     ("undo", &["--rounds", "20"]),
+    ("killed", &["--rounds", "100"]),
     ("killattach", &["--rounds", "20"]),
     ("kernelio", &[]),
     ("churn", &["--objects", "50", "--seconds", "1"]),

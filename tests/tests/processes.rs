@@ -8,6 +8,7 @@ use migshm_tests::{Lab, Solo, descriptors, eventually, run};
 fn locks_survive_holders_that_are_killed_anywhere() {
     let lab = Lab::new(3);
     lab.spread("undo", 3, &["--rounds", "20"]);
+    lab.spread("killed", 3, &["--rounds", "50"]);
     lab.spread("killattach", 3, &["--rounds", "20"]);
 }
 
