@@ -8,8 +8,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::process::exit;
 
 use migshm_protocol::call::{
-    Answer, Call, Errno, NewPerm, Outcome, SemCommand, ShmCommand, StatBy,
-, SetMemory};
+    Answer, Call, Errno, NewPerm, Outcome, SemCommand, SetMemory, ShmCommand, StatBy,
+};
 use migshm_protocol::codec;
 use migshm_protocol::local::{FromNode, LOCAL_VERSION, ToNode};
 
@@ -241,9 +241,9 @@ fn order(socket: &str) {
     let down = ToNode::Call {
         id: 70,
         call: Call::SemOp {
-                id,
-                memory: SetMemory::Wanted,
-            },
+            id,
+            memory: SetMemory::Wanted,
+        },
     };
     for _ in 0..2 {
         client.send(&down, &[0, 0, 0xff, 0xff, 0, 0], &[]).ok();
