@@ -148,14 +148,10 @@ pub fn unmap(memory: *mut c_void, length: usize) {
 pub fn map_shared(fd: RawFd, length: usize) -> Result<usize, Errno> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
-    let memory =
-        unsafe { libc::mmap(ptr::null_mut(), length, protection, libc::MAP_SHARED, fd, 0) };
-    if memory == libc::MAP_FAILED {
-        return Err(errno());
-    }
+    let memory = unsafe { mmap(0, length, protection, libc::MAP_SHARED, fd, 0) }?;
     // SAFETY: advice on the mapping just made.
-    unsafe { libc::madvise(memory, length, libc::MADV_DONTFORK) };
-    Ok(memory as usize)
+    unsafe { libc::madvise(memory as *mut c_void, length, libc::MADV_DONTFORK) };
+    Ok(memory)
 }
 
 /// Replaces whatever is mapped in a range of whole pages by nothing that can be accessed.

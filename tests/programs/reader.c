@@ -35,18 +35,8 @@ enum { PAGE = 4096, WORDS = PAGE / sizeof(long), LIFE = 200 /* seconds */, RECEI
 static size_t size;
 static volatile long *memory;
 
-/* Copies of the descriptors that came over a socket: the library closes its own. */
+/* Copies of the descriptors that the library maps: it closes its own. */
 static int received[RECEIVED], received_count;
-
-static void keep_descriptor(struct msghdr *message)
-{
-    for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR(message, c))
-        if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS && received_count < RECEIVED) {
-            int fd;
-            memcpy(&fd, CMSG_DATA(c), sizeof fd);
-            received[received_count++] = fcntl(fd, F_DUPFD_CLOEXEC, 100);
-        }
-}
 
 /* A system call that no library sees. */
 static long raw(long number, long a, long b, long c, long d, long e, long f)
@@ -60,7 +50,7 @@ static long raw(long number, long a, long b, long c, long d, long e, long f)
     return result;
 }
 
-/* In libc's stead, also for the library: what that receives, a hostile process may keep. */
+/* In libc's stead, also for the library: what that maps, a hostile process may keep. */
 long syscall(long number, ...)
 {
     va_list list;
@@ -70,8 +60,8 @@ long syscall(long number, ...)
         a[k] = va_arg(list, long);
     va_end(list);
     long result = raw(number, a[0], a[1], a[2], a[3], a[4], a[5]);
-    if (number == SYS_recvmsg && result >= 0 && (a[2] & MSG_PEEK) == 0)
-        keep_descriptor((struct msghdr *)a[1]);
+    if (number == SYS_mmap && (int)a[4] >= 0 && received_count < RECEIVED)
+        received[received_count++] = fcntl((int)a[4], F_DUPFD_CLOEXEC, 100);
     if (result >= 0 || result < -4095)
         return result;
     errno = (int)-result;
