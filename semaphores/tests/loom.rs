@@ -1,5 +1,5 @@
 //! Every interleaving of a few processes, one of which is killed at every possible instant, and of
-//! the daemon that closes the set: `scripts/loom`.
+//! the daemon that closes the set: `scripts/test` runs it.
 #![cfg(loom)]
 
 use loom::sync::Arc;
