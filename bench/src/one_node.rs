@@ -47,7 +47,7 @@ pub fn measure(effort: Effort, installation: &Installation, scratch: &Path) -> R
             "first touch of a page",
             Task::FirstTouch { pages: PAGES },
             Unit::Nanoseconds,
-            None,
+            Some(Wanted::AtMost(1.02)),
         ),
         (
             "streaming read",
@@ -79,8 +79,8 @@ pub fn measure(effort: Effort, installation: &Installation, scratch: &Path) -> R
                 times: calls,
                 undo: false,
             },
-            Unit::Microseconds,
-            None,
+            Unit::Nanoseconds,
+            Some(Wanted::AtMost(0.3)),
         ),
         (
             "semop with SEM_UNDO",
@@ -88,14 +88,14 @@ pub fn measure(effort: Effort, installation: &Installation, scratch: &Path) -> R
                 times: calls,
                 undo: true,
             },
-            Unit::Microseconds,
-            None,
+            Unit::Nanoseconds,
+            Some(Wanted::AtMost(0.7)),
         ),
         (
             "semop round trip of two processes",
             Task::PingPong { times: short },
             Unit::Microseconds,
-            None,
+            Some(Wanted::AtMost(1.1)),
         ),
         (
             "fork + wait with an attach",
