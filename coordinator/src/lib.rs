@@ -211,7 +211,10 @@ impl Core {
             }
             ToCoordinator::Cancel { id, errno } => {
                 let call = CallKey { node: from, id };
-                if self.void_call(call) {
+                if let Some(Awaited::Return(set)) = self.processes.awaited(call) {
+                    // It has not been tried yet, and may not have to wait at all.
+                    self.sets.cancel_held(set, call, errno);
+                } else if self.void_call(call) {
                     out.push(Output::answer(call, Err(errno)));
                 }
                 true
@@ -371,13 +374,18 @@ impl Core {
     fn catch_up(&mut self, now: i64, set: i32, out: &mut Vec<Output>) {
         while let Some(held) = self.sets.next_held(set) {
             match held {
-                Held::Call(call, caller, what, raw) => {
-                    self.processes.unblock(call);
+                Held::Call(held) => {
+                    self.processes.unblock(held.key);
                     let request = Request {
-                        call,
-                        caller: &caller,
+                        call: held.key,
+                        caller: &held.caller,
                     };
-                    self.call(now, &request, what, &raw, out);
+                    self.call(now, &request, held.call, &held.raw, out);
+                    if let Some(errno) = held.cancelled
+                        && self.void_call(held.key)
+                    {
+                        out.push(Output::answer(held.key, Err(errno)));
+                    }
                 }
                 Held::Undo(process, pid) => {
                     let (Objects { sets, .. }, mut cx) = self.split(now, out);

@@ -118,6 +118,11 @@ impl Processes {
         true
     }
 
+    /// What a call waits for, if it is blocked.
+    pub(crate) fn awaited(&self, call: CallKey) -> Option<Awaited> {
+        Some(self.blocked.get(&call)?.on)
+    }
+
     pub(crate) fn is_blocked(&self, call: CallKey) -> bool {
         self.blocked.contains_key(&call)
     }

@@ -18,9 +18,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Entry, Table};
 use crate::perm;
-use crate::processes::{Awaited, CallKey, ProcessKey};
+use crate::processes::{Awaited, CallKey, ProcessKey, Wake};
 use crate::{Context, Output, Request};
-pub(crate) use delegation::Held;
+pub(crate) use delegation::{Held, HeldCall};
 use queue::Waiter;
 use set::{Attempt, SemSet};
 
@@ -137,8 +137,9 @@ impl SemSets {
                 let mut wakes = Vec::new();
                 set.finished(&ops, cx.now, &mut wakes);
                 cx.wake(wakes);
-                // Who may only wait for zero may not alter what is delegated.
-                if alters && memory != SetMemory::Unusable && set.is_due(request.call.node) {
+                // In memory everything may be altered and read.
+                let may_all = alters && perm::check(perm, request.caller, perm::READ).is_ok();
+                if may_all && memory != SetMemory::Unusable && set.is_due(request.call.node) {
                     set.delegate(request.call, id, cx);
                     return Ok(None);
                 }
@@ -251,6 +252,13 @@ impl SemSets {
         }
     }
 
+    /// Has a call that is held back not wait for more than the return of its set.
+    pub(crate) fn cancel_held(&mut self, id: i32, call: CallKey, errno: Errno) {
+        if let Ok(entry) = self.table.get_mut(id) {
+            entry.object.delegation.cancel(call, errno);
+        }
+    }
+
     /// Applies what a process that ended is to undo in a set, as soon as that is not delegated.
     pub(crate) fn undo(&mut self, process: ProcessKey, pid: i32, id: i32, cx: &mut Context<'_>) {
         let Ok(Entry { object: set, .. }) = self.table.get_mut(id) else {
@@ -291,8 +299,14 @@ impl SemSets {
             return false;
         }
         cx.block(request, Awaited::Return(id));
-        let held = Held::Call(request.call, request.caller.clone(), call, raw.to_vec());
-        hold(set, id, held, request.call.node, cx);
+        let held = HeldCall {
+            key: request.call,
+            caller: request.caller.clone(),
+            call,
+            raw: raw.to_vec(),
+            cancelled: None,
+        };
+        hold(set, id, Held::Call(held), request.call.node, cx);
         true
     }
 
@@ -367,9 +381,17 @@ impl SemSets {
     }
 
     fn remove(&mut self, id: i32, cx: &mut Context<'_>) {
-        let Some(Entry { object: set, .. }) = self.table.remove(id) else {
+        let Some(Entry {
+            object: mut set, ..
+        }) = self.table.remove(id)
+        else {
             return;
         };
+        while let Some(held) = set.delegation.next_held() {
+            if let Held::Call(held) = held {
+                cx.wake([Wake::failed(held.key, Errno::EIDRM)]);
+            }
+        }
         self.semaphores -= i32::try_from(set.len()).expect("at most SEMMSL");
         for process in set.undoers() {
             cx.processes.forget_undo(process, id);

@@ -11,7 +11,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use migshm_protocol::control::{FromCoordinator, ToCoordinator};
 use migshm_protocol::{NodeId, VERSION, Version};
@@ -36,6 +36,10 @@ pub async fn serve(endpoint: Endpoint, core: Core) {
     }
 }
 
+/// For how long after a node has said something its processes may operate on semaphore sets that
+/// are delegated to it, and a little more.
+const LEASE: Duration = Duration::from_millis(2_600);
+
 struct Server(Mutex<State>);
 
 struct State {
@@ -50,6 +54,8 @@ struct Member {
     name: String,
     epoch: u64,
     sender: FrameSender,
+    /// When it last said something.
+    heard: Instant,
 }
 
 /// What a `Join` asks for.
@@ -84,6 +90,7 @@ impl Server {
                 return link.sender.close(&reason);
             }
         };
+        self.outlast(&application.name).await;
         match self.join(application, &link) {
             Ok(membership) => {
                 let name = link.peer.file_stem();
@@ -91,6 +98,9 @@ impl Server {
                 let reason = self.listen(membership, &mut link.receiver).await;
                 tracing::info!(node = %membership.node, name, %address, epoch = membership.epoch, reason, "left");
                 link.sender.close(&reason);
+                if self.lock().is_current(membership) {
+                    self.outlast(link.peer.file_stem()).await;
+                }
                 self.leave(membership);
             }
             Err(reason) => {
@@ -133,6 +143,7 @@ impl Server {
                 name,
                 epoch,
                 sender: link.sender.clone(),
+                heard: Instant::now(),
             },
         );
         state.flush();
@@ -154,9 +165,21 @@ impl Server {
             if !state.is_current(membership) {
                 return "another link of the node took its place".to_owned();
             }
-            let State { core, out, .. } = &mut *state;
+            let State { core, out, links } = &mut *state;
+            if let Some(member) = links.get_mut(&membership.node) {
+                member.heard = Instant::now();
+            }
             core.handle(now(), membership.node, message, raw, out);
             state.flush();
+        }
+    }
+
+    /// Ends the link of the member with this name, if there is one, and waits until its processes
+    /// no longer operate on semaphore sets that are delegated to it: they may live on without it.
+    async fn outlast(&self, name: &str) {
+        let lease_ends = self.lock().end_link(name);
+        if let Some(time) = lease_ends {
+            tokio::time::sleep_until(time.into()).await;
         }
     }
 
@@ -180,13 +203,26 @@ impl State {
             .is_some_and(|member| member.epoch == epoch)
     }
 
+    fn named(&self, name: &str) -> Option<(NodeId, &Member)> {
+        let mut members = self.links.iter();
+        let found = members.find(|(_, member)| member.name == name);
+        found.map(|(node, member)| (*node, member))
+    }
+
+    /// Ends the link of a member that is gone or has come back. If semaphore sets are delegated to
+    /// it, gives the time until which its processes may operate on them.
+    fn end_link(&mut self, name: &str) -> Option<Instant> {
+        let (node, member) = self.named(name)?;
+        member
+            .sender
+            .close("another link of the node took its place");
+        let delegated = !self.core.delegated_to(node).is_empty();
+        delegated.then(|| member.heard + LEASE)
+    }
+
     /// Ends the membership of a node that has come back.
     fn supersede(&mut self, name: &str) {
-        let member = self.links.iter().find(|(_, member)| member.name == name);
-        if let Some((&node, member)) = member {
-            member
-                .sender
-                .close("another link of the node took its place");
+        if let Some((node, _)) = self.named(name) {
             self.expel(node);
         }
     }

@@ -184,6 +184,14 @@ fn a_set_is_not_delegated_to_who_may_not_alter_it_or_cannot_use_it() {
         let id = w.id;
         w.cluster.semop(&p, id, &[(1, 1, 0)]).unwrap();
     }
+    // Nor to who may alter it and not read it: in memory nobody could tell.
+    let user = user(p.node, 30, 1000);
+    let id = w.cluster.semget(&user, IPC_PRIVATE, 1, 0o200).unwrap();
+    w.id = id;
+    for _ in 0..10 {
+        let call = w.operate(&user, &[(0, 1, 0)]);
+        assert_eq!(w.take_delegation(call), None);
+    }
 }
 
 #[test]
@@ -217,6 +225,12 @@ fn the_undo_of_a_process_waits_for_the_set() {
     let (p, q) = (w.p.clone(), w.q.clone());
     let call = w.operate(&q, &[(1, 2, UNDO)]);
     assert!(w.cluster.outcome(call).is_some());
+    for _ in 0..10 {
+        let call = w.operate(&p, &[(0, 1, 0)]);
+        assert_eq!(w.take_delegation(call), None, "somebody elsewhere owes");
+    }
+    let call = w.operate(&q, &[(1, -2, UNDO)]);
+    assert!(w.cluster.outcome(call).is_some());
     let delegated = w.delegate(&p);
     w.cluster.exit(&q);
     assert_eq!(w.recalls(), [p.node]);
@@ -241,14 +255,41 @@ fn a_call_that_is_held_back_can_be_cancelled() {
             errno: Errno::EINTR,
         },
     );
-    assert_eq!(w.cluster.outcome(held), Some(Err(Errno::EINTR)));
+    assert_eq!(w.cluster.outcome(held), None, "it has not been tried");
+    let waiting = w.operate(&q, &[(1, -9, 0)]);
+    let cancel = ToCoordinator::Cancel {
+        id: waiting.id,
+        errno: Errno::EAGAIN,
+    };
+    w.cluster.send(q.node, cancel);
     let state = SetState {
         debts: Vec::new(),
         ..delegated.state.clone()
     };
     w.give_back(&delegated, state);
-    assert_eq!(w.cluster.outcome(held), None);
-    assert_eq!(w.cluster.getall(&p, w.id).unwrap()[1], 0);
+    assert!(w.cluster.outcome(held).unwrap().is_ok(), "it need not wait");
+    assert_eq!(w.cluster.outcome(waiting), Some(Err(Errno::EAGAIN)));
+    assert_eq!(w.cluster.getall(&p, w.id).unwrap()[1], 1);
+}
+
+#[test]
+fn calls_that_are_held_back_end_with_the_set() {
+    let mut w = world();
+    let (p, q) = (w.p.clone(), w.q.clone());
+    let delegated = w.delegate(&p);
+    let remove = Call::SemCtl {
+        id: w.id,
+        command: SemCommand::Remove,
+    };
+    let removing = w.cluster.start(&p, remove, &[]);
+    let held = w.operate(&q, &[(1, 1, 0)]);
+    let state = SetState {
+        debts: Vec::new(),
+        ..delegated.state.clone()
+    };
+    w.give_back(&delegated, state);
+    assert!(w.cluster.outcome(removing).unwrap().is_ok());
+    assert_eq!(w.cluster.outcome(held), Some(Err(Errno::EIDRM)));
 }
 
 #[test]

@@ -16,7 +16,7 @@ use tokio::task::AbortHandle;
 
 use crate::daemon::{
     Again, Attaching, Connection, ConnectionId, Coordinator, Node, Pending, Process, Resident,
-    monotonic,
+    boottime,
 };
 use crate::local::{self, Credentials, Packet, Sender, Socket};
 use crate::memory::{AttachId, Granted, SpaceId, UserId, View};
@@ -543,7 +543,7 @@ impl Node {
             }
             Call::SemOp { id, memory } => {
                 self.return_set(id);
-                Pending::Operate(from, memory, monotonic())
+                Pending::Operate(from, memory, boottime())
             }
             Call::SemCtl { id, .. } => {
                 self.return_set(id);

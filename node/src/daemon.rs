@@ -209,7 +209,7 @@ pub enum Pending {
     /// Pass it on to the connection.
     Call(ConnectionId),
     /// Pass it on to the connection, or give it the set's memory if it wants that; asked at this
-    /// time, in milliseconds on the monotonic clock.
+    /// time, in milliseconds of `CLOCK_BOOTTIME`.
     Operate(ConnectionId, SetMemory, u64),
     /// Prepare an attach with these flags, then answer.
     Attach(ConnectionId, i32),
@@ -415,14 +415,14 @@ impl Node {
     }
 }
 
-/// Milliseconds on the monotonic clock, which processes read too.
-pub(crate) fn monotonic() -> u64 {
+/// Milliseconds since the machine started, suspended or not, on a clock that processes read too.
+pub(crate) fn boottime() -> u64 {
     let mut now = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
     // SAFETY: `now` is a valid out pointer.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
     now.tv_sec.cast_unsigned() * 1000 + now.tv_nsec.cast_unsigned() / 1_000_000
 }
 

@@ -6,7 +6,8 @@ use migshm_protocol::call::{Answer, SetMemory, SharedSet};
 use migshm_protocol::control::{SetState, ToCoordinator};
 use migshm_transport::FrameSender;
 
-use crate::daemon::{Coordinator, Node, Pending, monotonic};
+use crate::daemon::{Coordinator, Node, Pending, boottime};
+use crate::local;
 
 /// For how long after the coordinator was asked something and answered, processes may operate on
 /// sets that are delegated to this node, in milliseconds: less than the silence after which the
@@ -46,7 +47,7 @@ impl Node {
             return;
         };
         let shared = match caller {
-            Some((process, pid)) if memory == SetMemory::Wanted => {
+            Some((process, pid)) if memory == SetMemory::Wanted && local::shares_clock(pid) => {
                 self.sets.share(set, process, pid).and_then(|shared| {
                     let (file, layout, seat) = shared;
                     let shared = SharedSet {
@@ -81,7 +82,7 @@ impl Node {
         if self.sets.delegated().is_empty() {
             return false;
         }
-        let number = monotonic();
+        let number = boottime();
         self.tell(ToCoordinator::Query { number }, &[]);
         self.settle();
         true

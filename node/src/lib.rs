@@ -33,7 +33,7 @@ use std::time::Duration;
 
 use migshm_coordinator::Core;
 use migshm_protocol::control::{FromCoordinator, ToCoordinator};
-use migshm_protocol::local::SOCKET;
+use migshm_protocol::local::{CLUSTER, SOCKET};
 use migshm_protocol::{NodeId, VERSION};
 use migshm_transport::{Endpoint, FrameReceiver, FrameSender, Identity, LinkError, Peer};
 use tokio::io::unix::AsyncFd;
@@ -89,6 +89,17 @@ pub enum Error {
         path: PathBuf,
         /// Why.
         cause: io::Error,
+    },
+    /// A program starts a daemon where that of a cluster should be.
+    #[error(
+        "the node daemon of the cluster of {coordinator} is not running here: start `migshm node` again, with its options (to use this machine alone, remove {file})",
+        file = file.display()
+    )]
+    Absent {
+        /// The cluster's coordinator.
+        coordinator: String,
+        /// What remembers it.
+        file: PathBuf,
     },
     /// Tracking is not possible.
     #[error("cannot open {device}: {cause}; sharing with other nodes needs Linux 6.1 or later and a daemon that may open it (run it as root, or give its user access to the device and CAP_SYS_PTRACE)", device = uffd::DEVICE)]
@@ -174,6 +185,17 @@ async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
         cause,
     };
     start::runtime_directory(&directory).map_err(in_directory)?;
+    let cluster = directory.join(CLUSTER);
+    if config.autostart
+        && config.coordinator.is_none()
+        && let Ok(coordinator) = std::fs::read_to_string(&cluster)
+    {
+        // Programs of the cluster would find themselves alone, with nothing that they had.
+        return Err(Error::Absent {
+            coordinator,
+            file: cluster,
+        });
+    }
     start::raise_descriptor_limit();
     let class = start::schedule();
 
@@ -205,6 +227,11 @@ async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
     let listener = Rc::new(tasks::watch(
         start::listen(&directory).map_err(in_directory)?,
     )?);
+    match &config.coordinator {
+        Some(coordinator) => std::fs::write(&cluster, coordinator).map_err(in_directory)?,
+        None if cluster.exists() => std::fs::remove_file(&cluster).map_err(in_directory)?,
+        None => {}
+    }
     drop(lock);
 
     let name = config.name.clone();

@@ -5,6 +5,7 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use migshm_protocol::call::Memlock;
@@ -473,6 +474,18 @@ pub fn memlock(pid: i32) -> Option<Memlock> {
     let real = status_field(pid, "Uid")?;
     let uid = real.split_whitespace().next()?.parse().ok()?;
     Some(Memlock { uid, limit })
+}
+
+/// Whether a process reads the same time as this one: whether they are in one time namespace.
+#[must_use]
+pub fn shares_clock(pid: i32) -> bool {
+    let namespace = |process: &str| fs::metadata(format!("/proc/{process}/ns/time"));
+    match (namespace(&pid.to_string()), namespace("self")) {
+        (Ok(theirs), Ok(ours)) => theirs.ino() == ours.ino(),
+        // Kernels without time namespaces have no such files.
+        (Err(_), Err(_)) => true,
+        _ => false,
+    }
 }
 
 /// The process that a thread belongs to.

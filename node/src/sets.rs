@@ -20,7 +20,7 @@ const SETS_MAX: usize = 1024;
 #[derive(Default)]
 pub struct Sets {
     sets: FxHashMap<i32, Shared>,
-    /// Until when processes may operate, in milliseconds on the monotonic clock.
+    /// Until when processes may operate, in milliseconds of `CLOCK_BOOTTIME`.
     lease: u64,
 }
 
@@ -65,12 +65,19 @@ impl Sets {
         for seat in 0..SEATS {
             shared.note_debts(seat);
         }
+        let mut owing = vec![0; state.values.len()];
+        for debt in state.debts.iter().filter(|debt| debt.owed != 0) {
+            if let Some(owing) = owing.get_mut(usize::from(debt.num)) {
+                *owing += 1;
+            }
+        }
         let set = shared.memory.set();
         set.lease(self.lease);
         set.open(&State {
             values: state.values.clone(),
             pids: state.pids.clone(),
             otime: state.otime,
+            owing,
         });
         Ok(())
     }
@@ -161,7 +168,7 @@ impl Sets {
         }
     }
 
-    /// Extends the time for which processes may operate, to milliseconds on the monotonic clock.
+    /// Extends the time for which processes may operate, to milliseconds of `CLOCK_BOOTTIME`.
     pub fn extend(&mut self, until: u64) {
         self.lease = self.lease.max(until);
         for shared in self.sets.values() {
@@ -211,7 +218,7 @@ struct SharedMemory {
 impl SharedMemory {
     fn new(layout: Layout) -> io::Result<SharedMemory> {
         let length = layout.words() * size_of::<AtomicU64>();
-        let file = sealed(c"migshm-set", length as u64)?;
+        let file = sealed(c"semaphores of migshm", length as u64)?;
         // SAFETY: a new mapping of a file that is that long and cannot shrink.
         let address = unsafe {
             libc::mmap(

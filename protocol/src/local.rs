@@ -14,6 +14,9 @@ pub const LOCAL_VERSION: u32 = 6;
 
 /// File name of the daemon's socket in its runtime directory.
 pub const SOCKET: &str = "node.sock";
+/// Name of the file that says which coordinator the directory's daemon belonged to, if it was a
+/// cluster's.
+pub const CLUSTER: &str = "node.cluster";
 /// File name of the lock that serialises the start and the end of a daemon.
 pub const LOCK: &str = "node.lock";
 

@@ -67,8 +67,10 @@ pub struct Layout {
 const RETIRED: usize = 0;
 /// Word with the time of the last operation (`sem_otime`), in seconds since the epoch.
 const OTIME: usize = 1;
-/// Word with the time until which the set is open, in milliseconds on the monotonic clock.
+/// Word with the time until which the set is open, in milliseconds of `CLOCK_BOOTTIME`.
 const LEASE: usize = 2;
+/// Word with a bit for each seat that was used since the set was opened.
+const DEBTORS: usize = 3;
 /// First semaphore.
 const SEMAPHORES: usize = 8;
 
@@ -105,7 +107,7 @@ impl Layout {
     fn seat(self, seat: usize) -> usize {
         // Each seat begins a cache line of its own.
         let size = (SEAT_DEBTS + 2 * self.semaphores).next_multiple_of(8);
-        (SEMAPHORES + self.semaphores).next_multiple_of(8) + seat * size
+        (SEMAPHORES + 2 * self.semaphores).next_multiple_of(8) + seat * size
     }
 
     fn debt(self, seat: usize, num: usize) -> usize {
@@ -115,6 +117,11 @@ impl Layout {
     /// What the process owed before the set was opened, which bounds what it may come to owe.
     fn old_debt(self, seat: usize, num: usize) -> usize {
         self.debt(seat, num) + self.semaphores
+    }
+
+    /// How many processes owed something to a semaphore before the set was opened.
+    fn owing(self, num: usize) -> usize {
+        Layout::semaphore(self.semaphores) + num
     }
 }
 
@@ -139,8 +146,8 @@ pub struct Operator {
 pub struct Moment {
     /// Seconds since the epoch, for `sem_otime`.
     pub seconds: i64,
-    /// Milliseconds on the monotonic clock, for the lease.
-    pub monotonic: u64,
+    /// Milliseconds of `CLOCK_BOOTTIME`, for the lease.
+    pub boottime: u64,
 }
 
 /// How an operation ended.
@@ -163,6 +170,8 @@ pub struct State {
     pub pids: Vec<i32>,
     /// Seconds since the epoch.
     pub otime: i64,
+    /// How many processes owe something to each semaphore; not given when the set is closed.
+    pub owing: Vec<u32>,
 }
 
 /// What became of a seat while the set was open.
@@ -185,7 +194,7 @@ impl<'a> Set<'a> {
     #[must_use]
     pub fn operate(self, who: Operator, num: usize, op: i16, undo: bool, now: Moment) -> Outcome {
         if num >= self.layout.semaphores
-            || now.monotonic >= self.words[LEASE].load(Ordering::Relaxed)
+            || now.boottime >= self.words[LEASE].load(Ordering::Relaxed)
         {
             return Outcome::Ask;
         }
@@ -207,6 +216,9 @@ impl<'a> Set<'a> {
                 }
                 continue;
             }
+            if self.others_owe(who.seat, num) {
+                return Outcome::Ask;
+            }
             let value = i32::from(before.value()) + i32::from(op);
             if value < 0 || op == 0 && value != 0 {
                 return Outcome::WouldWait;
@@ -227,12 +239,36 @@ impl<'a> Set<'a> {
                 word.compare_exchange(before.0, after.0, Ordering::AcqRel, Ordering::Relaxed);
             if swapped.is_ok() {
                 self.words[OTIME].store(now.seconds.cast_unsigned(), Ordering::Relaxed);
-                if after.is_unsettled() {
-                    self.settle(num, after);
-                }
+                self.settle_own(num, after);
                 return Outcome::Done;
             }
         }
+    }
+
+    /// Whether another process owes something to a semaphore. It may have ended, and then its debt
+    /// is paid before anybody knows of its end: only the daemon can tell.
+    ///
+    /// What is owed to a semaphore changes only with its word, so if that stays the same this does.
+    fn others_owe(self, own: Option<usize>, num: usize) -> bool {
+        let owes = |at: usize| Debt(self.words[at].load(Ordering::Acquire)).owed() != 0;
+        let own = own.filter(|&seat| seat < SEATS);
+        let own_owed = own.is_some_and(|seat| owes(self.layout.old_debt(seat, num)));
+        let owed = self.words[self.layout.owing(num)].load(Ordering::Relaxed);
+        if owed != u64::from(own_owed) {
+            return true;
+        }
+        let mut debtors = self.words[DEBTORS].load(Ordering::Acquire);
+        if let Some(own) = own {
+            debtors &= !(1 << own);
+        }
+        while debtors != 0 {
+            let seat = debtors.trailing_zeros() as usize;
+            if seat < SEATS && owes(self.layout.debt(seat, num)) {
+                return true;
+            }
+            debtors &= debtors - 1;
+        }
+        false
     }
 
     /// Whether the memory will never be opened again.
@@ -250,6 +286,10 @@ impl<'a> Set<'a> {
         if i16::try_from(owed).is_err() {
             return false;
         }
+        let debtors = &self.words[DEBTORS];
+        if debtors.load(Ordering::Relaxed) & 1 << seat == 0 {
+            debtors.fetch_or(1 << seat, Ordering::AcqRel);
+        }
         let intent = &self.words[self.layout.seat(seat) + SEAT_INTENT];
         let number = Intent(intent.load(Ordering::Relaxed)).number();
         intent.store(
@@ -257,6 +297,18 @@ impl<'a> Set<'a> {
             Ordering::Release,
         );
         true
+    }
+
+    /// Step 3, for an operation of this process whose swap made the word `swapped`. When this
+    /// returns it is settled, also if the set is being closed: the intent may be overwritten.
+    fn settle_own(self, num: usize, swapped: Semaphore) {
+        let word = &self.words[Layout::semaphore(num)];
+        loop {
+            let now = Semaphore(word.load(Ordering::Acquire));
+            if !swapped.is_unsettled() || now.opened() != swapped || !self.settle(num, now) {
+                return;
+            }
+        }
     }
 
     /// Step 3, for a semaphore whose word was `seen`. False if the memory makes no sense.
@@ -291,7 +343,7 @@ impl<'a> Set<'a> {
 
 /// The daemon's side.
 impl Set<'_> {
-    /// Lets processes operate until a time, in milliseconds on the monotonic clock.
+    /// Lets processes operate until a time, in milliseconds of `CLOCK_BOOTTIME`.
     pub fn lease(self, until: u64) {
         self.words[LEASE].store(until, Ordering::Relaxed);
     }
@@ -310,8 +362,13 @@ impl Set<'_> {
         self.words[self.layout.old_debt(seat, num)].store(Debt::new(owed, 0).0, Ordering::Relaxed);
     }
 
-    /// Opens the memory, which must be closed or new, with a state that fits its layout.
+    /// Opens the memory, which must be closed or new, with a state that fits its layout. The old
+    /// debts of all seats must have been set.
     pub fn open(self, state: &State) {
+        self.words[DEBTORS].store(0, Ordering::Relaxed);
+        for (num, &owing) in state.owing.iter().enumerate() {
+            self.words[self.layout.owing(num)].store(owing.into(), Ordering::Relaxed);
+        }
         self.words[OTIME].store(state.otime.cast_unsigned(), Ordering::Relaxed);
         for (num, (&value, &pid)) in state.values.iter().zip(&state.pids).enumerate() {
             let word = &self.words[Layout::semaphore(num)];
@@ -324,13 +381,18 @@ impl Set<'_> {
     /// used. These are settled thereby: they start at nothing when the set is opened again.
     pub fn close(self) -> (State, Vec<Account>) {
         let mut state = State::default();
-        for num in 0..self.layout.semaphores {
-            let word = &self.words[Layout::semaphore(num)];
+        let words = &self.words[SEMAPHORES..SEMAPHORES + self.layout.semaphores];
+        for word in words {
             word.fetch_or(Semaphore::CLOSED, Ordering::AcqRel);
+        }
+        for (num, word) in words.iter().enumerate() {
             let mut semaphore = Semaphore(word.load(Ordering::Acquire));
-            if semaphore.is_unsettled() {
-                self.settle(num, semaphore);
-                semaphore = Semaphore(word.load(Ordering::Acquire));
+            // Once is enough unless somebody spoils the memory.
+            for _ in 0..2 {
+                if semaphore.is_unsettled() {
+                    self.settle(num, semaphore);
+                    semaphore = Semaphore(word.load(Ordering::Acquire));
+                }
             }
             state.values.push(semaphore.value().min(SEMVMX as u16));
             state.pids.push(semaphore.pid());

@@ -43,7 +43,7 @@ fn garbage_harms_nobody() {
             };
             let now = Moment {
                 seconds: 0,
-                monotonic: random.word(),
+                boottime: random.word(),
             };
             let num = (random.next() % 7) as usize;
             let undo = random.next().is_multiple_of(2);
@@ -60,6 +60,7 @@ fn garbage_harms_nobody() {
             values: vec![7; layout.semaphores()],
             pids: vec![9; layout.semaphores()],
             otime: 3,
+            owing: Vec::new(),
         };
         set.open(&sane);
         let (state, _) = set.close();

@@ -204,6 +204,10 @@ impl Session {
 
     /// After a wait that failed: if it only ended early, there is patience for another.
     fn bear(&self, failure: Failure, id: u64, patience: &mut Patience) -> Result<(), Errno> {
+        if self.is_inherited() {
+            // A handler forked: this is the child, and the call its parent's.
+            return Err(Errno::EINTR);
+        }
         match (failure, &patience) {
             (Failure::Errno(Errno::EINTR), Patience::Endless) => Ok(()),
             (Failure::Errno(errno), Patience::UntilHandler(_) | Patience::UntilSignal(..)) => {
@@ -261,8 +265,20 @@ impl Session {
     }
 }
 
+impl Session {
+    /// Whether a signal handler has forked during the call, and this is the child: the connection
+    /// is the parent's.
+    fn is_inherited(&self) -> bool {
+        self.claim
+            .is_some_and(|claim| !pool::is_claimed(self.own, claim))
+    }
+}
+
 impl Drop for Session {
     fn drop(&mut self) {
+        if self.is_inherited() {
+            return;
+        }
         match self.claim {
             Some(claim) => pool::release(self.own, claim),
             None => self.connection.abandon(),

@@ -1,8 +1,9 @@
 //! Operations on semaphore sets that are delegated to this node, done in their memory without a
 //! call; see `migshm_semaphores`.
 //!
-//! The memory of the sets that the process uses is listed in wiped memory (see `process`), and is
-//! not copied by forks. A thread that uses an entry is counted in it, in the same word that says
+//! The memory of the sets that the process uses is listed in wiped memory (see `process`): a fork
+//! child lists its own. It inherits the parent's mappings all the same, as it may begin in a signal
+//! handler that interrupted an operation, and go on with that. A thread that uses an entry is counted in it, in the same word that says
 //! what the entry is, so that its memory stays mapped; there is nothing to lock. A thread that
 //! leaves an operation by `longjmp` leaves the entry in use for good, and costs no more than that.
 
@@ -60,8 +61,8 @@ pub fn operate(own: &'static Wiped, id: i32, address: usize) -> Option<Result<is
     let operation = SemBuf::from_bytes(sys::copy_in_small(address).ok()?);
     let undo = i32::from(operation.flags) & libc::SEM_UNDO != 0;
     let now = Moment {
-        seconds: sys::coarse_time(libc::CLOCK_REALTIME_COARSE).tv_sec,
-        monotonic: sys::milliseconds(sys::coarse_time(libc::CLOCK_MONOTONIC_COARSE)),
+        seconds: sys::vdso_time(libc::CLOCK_REALTIME_COARSE).tv_sec,
+        boottime: sys::milliseconds(sys::vdso_time(libc::CLOCK_BOOTTIME)),
     };
     let set = entry.set()?;
     let seat = if undo { entry.sit() } else { None };
@@ -90,8 +91,7 @@ pub fn memory_of(own: &'static Wiped, id: i32) -> SetMemory {
         }
         entry.retire();
     }
-    let is_free = |entry: &Entry| entry.control.load(Ordering::Relaxed) == 0;
-    if own.sets.of(id).any(is_free) {
+    if own.sets.of(id).any(Entry::is_free) {
         SetMemory::Wanted
     } else {
         SetMemory::Unusable
@@ -123,19 +123,16 @@ impl Entries {
     }
 
     fn enter(&self, id: i32) -> Option<Use<'_>> {
-        let is_of_set = |control: u64| {
-            control >> ID_SHIFT == u64::from(id.cast_unsigned())
-                && control & (READY | BUSY | RETIRED) == READY
-        };
-        let entry = self
-            .of(id)
-            .find(|entry| is_of_set(entry.control.load(Ordering::Relaxed)))?;
-        let entered = Use(entry);
-        is_of_set(entry.control.fetch_add(1, Ordering::Acquire)).then_some(entered)
+        self.of(id).find_map(|entry| entry.enter(id))
     }
 
     fn add(&self, id: i32, shared: SharedSet, memory: &OwnedFd) {
-        if self.enter(id).is_some() {
+        // Nor may there be one that a thread is still in, from before the process became another user.
+        let of_set = |entry: &Entry| {
+            let control = entry.control.load(Ordering::Relaxed);
+            control >> ID_SHIFT == u64::from(id.cast_unsigned()) && control & READY != 0
+        };
+        if self.of(id).any(of_set) {
             return;
         }
         let Some(layout) = Layout::of(shared.semaphores as usize) else {
@@ -169,6 +166,29 @@ impl Entries {
 }
 
 impl Entry {
+    /// Whether it is empty, or is now because its set is gone.
+    fn is_free(&self) -> bool {
+        let control = self.control.load(Ordering::Relaxed);
+        if control & READY != 0
+            && let Some(entry) = self.enter((control >> ID_SHIFT) as i32)
+        {
+            if !entry.set().is_some_and(|set| set.is_retired()) {
+                return false;
+            }
+            entry.retire();
+        }
+        self.control.load(Ordering::Relaxed) == 0
+    }
+
+    /// Uses it, if it is that of a set.
+    fn enter(&self, id: i32) -> Option<Use<'_>> {
+        if !is_of(id, self.control.load(Ordering::Relaxed)) {
+            return None;
+        }
+        let entered = Use(self);
+        is_of(id, self.control.fetch_add(1, Ordering::Acquire)).then_some(entered)
+    }
+
     /// Has the last thread that uses the entry empty it.
     fn retire(&self) {
         let retire = |control: u64| (control & READY != 0).then_some(control | RETIRED);
@@ -233,6 +253,12 @@ impl Drop for Use<'_> {
             self.0.empty();
         }
     }
+}
+
+/// Whether a control word is that of a set that can be used.
+fn is_of(id: i32, control: u64) -> bool {
+    control >> ID_SHIFT == u64::from(id.cast_unsigned())
+        && control & (READY | BUSY | RETIRED) == READY
 }
 
 fn length_of(layout: Layout) -> usize {

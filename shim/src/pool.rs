@@ -81,6 +81,11 @@ pub fn note(Claim(index): Claim, connection: Option<Connection>) {
     SLOTS[index].store(connection);
 }
 
+/// Whether the slot is still claimed. It is not in a child that was forked meanwhile.
+pub fn is_claimed(own: &Wiped, Claim(index): Claim) -> bool {
+    own.claims[index].load(Ordering::Relaxed) == CLAIMED
+}
+
 /// Gives a slot back, with the connection last noted.
 pub fn release(own: &Wiped, Claim(index): Claim) {
     let claim = if SLOTS[index].load().is_some() {

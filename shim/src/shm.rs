@@ -94,6 +94,7 @@ pub fn attach(id: c_int, address: usize, flags: c_int) -> Result<isize, Errno> {
 
 /// `shmdt(2)`.
 pub fn detach(address: usize) -> Result<isize, Errno> {
+    sys::forget_readable();
     if !address.is_multiple_of(PAGE_SIZE) {
         return Err(Errno::EINVAL);
     }
@@ -166,6 +167,7 @@ pub unsafe fn map(
     fd: c_int,
     offset: i64,
 ) -> Result<isize, Errno> {
+    sys::forget_readable();
     let whole = length.next_multiple_of(PAGE_SIZE);
     let replaces = flags & libc::MAP_FIXED != 0 && flags & libc::MAP_FIXED_NOREPLACE == 0;
     if replaces && address.is_multiple_of(PAGE_SIZE) && REACH.overlaps(address, whole) {
@@ -197,6 +199,7 @@ pub unsafe fn remap(
     flags: c_int,
     new_address: usize,
 ) -> Result<isize, Errno> {
+    sys::forget_readable();
     let covers = flags & libc::MREMAP_FIXED != 0 && REACH.overlaps(new_address, new_length);
     // A length of 0 asks for a second mapping of what is there.
     let concerned = covers || REACH.overlaps(address, length.max(1));
@@ -229,6 +232,7 @@ pub unsafe fn protect(
     protection: c_int,
     key: Option<c_int>,
 ) -> Result<isize, Errno> {
+    sys::forget_readable();
     const PROT_SEM: c_int = 8;
     const VALID: c_int = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC | PROT_SEM;
     let whole = length.next_multiple_of(PAGE_SIZE);

@@ -141,17 +141,14 @@ pub fn unmap(memory: *mut c_void, length: usize) {
     let _ = unsafe { munmap(memory as usize, length) };
 }
 
-/// Maps a file's start shared, writable, for this process alone: no fork copies it.
+/// Maps a file's start shared, writable.
 ///
 /// # Errors
 /// Those of `mmap(2)`.
 pub fn map_shared(fd: RawFd, length: usize) -> Result<usize, Errno> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
-    let memory = unsafe { mmap(0, length, protection, libc::MAP_SHARED, fd, 0) }?;
-    // SAFETY: advice on the mapping just made.
-    unsafe { libc::madvise(memory as *mut c_void, length, libc::MADV_DONTFORK) };
-    Ok(memory)
+    unsafe { mmap(0, length, protection, libc::MAP_SHARED, fd, 0) }
 }
 
 /// Replaces whatever is mapped in a range of whole pages by nothing that can be accessed.
@@ -309,7 +306,8 @@ pub fn copy_in<T: Plain>(address: usize) -> Result<T, Errno> {
 }
 
 /// As [`copy_in`], of a few bytes, which cost no system call where a page has been read before that
-/// way. A program that has made such a page unreadable since then, other than by `munmap`, crashes.
+/// way. A program crashes if such a page has become unreadable since then past the library's
+/// functions that change mappings, as by `free` of a large block.
 ///
 /// # Errors
 /// `EFAULT` if the address cannot be read.
@@ -512,7 +510,7 @@ pub fn monotonic() -> libc::timespec {
 }
 
 /// Now, on a clock that the C library reads without a system call.
-pub fn coarse_time(clock: libc::clockid_t) -> libc::timespec {
+pub fn vdso_time(clock: libc::clockid_t) -> libc::timespec {
     let mut now = NO_TIME;
     // SAFETY: `now` is a valid out pointer.
     unsafe { libc::clock_gettime(clock, &mut now) };

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use migshm_tests::{Lab, eventually, is_root_for, processes_with};
+use migshm_tests::{Lab, eventually, is_root_for, processes_with, run};
 
 #[test]
 fn a_paused_daemon_delays_and_loses_nothing() {
@@ -71,6 +71,21 @@ fn a_node_comes_back_under_its_name() {
     lab.labctl(&["kill", "node2"]);
     lab.labctl(&["start", "node2"]);
     lab.spread("counter", 4, &["--ops", "100"]);
+}
+
+#[test]
+fn programs_of_a_node_whose_daemon_ended_do_not_go_on_alone() {
+    let lab = Lab::new(2);
+    let mut other = lab.start(1, "sysv");
+    other.obey("semaphore 1");
+    lab.labctl(&["kill", "node2"]);
+    run(&mut lab.on(2, "basic")).complained("is not running here");
+    lab.labctl(&["start", "node2"]);
+    let mut process = lab.start(2, "sysv");
+    process.obey("semaphore 1");
+    process.obey("change 1");
+    assert_eq!(other.ask("value"), "1");
+    other.obey("forget");
 }
 
 #[test]

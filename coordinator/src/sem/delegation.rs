@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 
 use migshm_protocol::NodeId;
-use migshm_protocol::call::{Call, Caller};
+use migshm_protocol::call::{Call, Caller, Errno};
 use serde::{Deserialize, Serialize};
 
 use crate::processes::{CallKey, ProcessKey};
@@ -37,10 +37,22 @@ pub(crate) struct Delegation {
 /// What waits until the set is returned.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Held {
-    /// A call, with its raw bytes.
-    Call(CallKey, Caller, Call, Vec<u8>),
+    /// A call.
+    Call(HeldCall),
     /// The undo of a process, and the pid that it leaves.
     Undo(ProcessKey, i32),
+}
+
+/// A call that waits until the set is returned.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct HeldCall {
+    pub(crate) key: CallKey,
+    pub(crate) caller: Caller,
+    pub(crate) call: Call,
+    /// What follows it.
+    pub(crate) raw: Vec<u8>,
+    /// What it returns if it then has to wait, once it was cancelled.
+    pub(crate) cancelled: Option<Errno>,
 }
 
 impl Delegation {
@@ -129,8 +141,19 @@ impl Delegation {
     }
 
     /// Gives up a call that is held back.
-    pub(crate) fn cancel(&mut self, call: CallKey) {
+    pub(crate) fn forget_call(&mut self, call: CallKey) {
         self.held
-            .retain(|held| !matches!(held, Held::Call(key, ..) if *key == call));
+            .retain(|held| !matches!(held, Held::Call(held) if held.key == call));
+    }
+
+    /// A call that is held back is not to wait for more than its turn.
+    pub(crate) fn cancel(&mut self, call: CallKey, errno: Errno) {
+        for held in &mut self.held {
+            if let Held::Call(held) = held
+                && held.key == call
+            {
+                held.cancelled = Some(errno);
+            }
+        }
     }
 }

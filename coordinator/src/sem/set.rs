@@ -160,7 +160,7 @@ impl SemSet {
     /// Takes a waiter out of its queue.
     pub(crate) fn cancel(&mut self, call: CallKey) {
         self.queues.remove(call);
-        self.delegation.cancel(call);
+        self.delegation.forget_call(call);
     }
 
     /// `SETVAL`.
@@ -200,12 +200,17 @@ impl SemSet {
         self.update(None, now, wakes);
     }
 
-    /// A call from a node has succeeded; whether the set is to be delegated to it now.
+    /// A call from a node has succeeded; whether the set is to be delegated to it now. What
+    /// processes of other nodes owe would have to come back when they end, before anybody can have
+    /// seen that; so they may not owe anything.
     pub(crate) fn is_due(&mut self, node: NodeId) -> bool {
         self.delegation.is_due(node)
             && self.queues.is_empty()
             && self.len() <= SEMAPHORES_MAX
             && self.undo.len() <= DELEGATED_DEBTORS_MAX
+            && self.undo.iter().all(|(process, undo)| {
+                process.node == node || undo.owed().all(|(_, owed)| owed == 0)
+            })
     }
 
     /// Delegates the set to the node of a call that has succeeded, and answers that thereby.

@@ -12,6 +12,14 @@ static void handler(int signal)
     handled++;
 }
 
+static pid_t forked;
+
+static void forking_handler(int signal)
+{
+    (void)signal;
+    forked = fork();
+}
+
 int main(void)
 {
     struct sembuf operation = {0, -1, 0};
@@ -49,6 +57,18 @@ int main(void)
     FAILS(semop(BLOCKS, &operation, 1), EINTR);
     FAILS(semtimedop(BLOCKS, &operation, 1, &timeout), EINTR);
     CHECK(kill(stopper, SIGKILL) == 0 && waitpid(stopper, NULL, 0) == stopper);
+
+    /* The child of a handler that forks is interrupted too, and the call stays its parent's. */
+    signal(SIGUSR1, forking_handler);
+    FAILS(semop(RAISES, &operation, 1), EINTR);
+    if (forked == 0)
+        _exit(0);
+    int status;
+    CHECK(waitpid(forked, &status, 0) == forked && status == 0);
+    FAILS(semop(RAISES, &operation, 1), EINTR);
+    if (forked == 0)
+        _exit(0);
+    CHECK(waitpid(forked, &status, 0) == forked && status == 0);
 
     /* A process that has all its descriptors open can wait all the same. */
     while (dup(0) != -1)
