@@ -104,6 +104,11 @@ fn what_an_ended_process_held_is_free_for_who_has_seen_the_end() {
 }
 
 #[test]
+fn operations_without_a_call_have_the_effects_of_calls() {
+    run(&mut Solo::new().program("shortcuts")).succeeded();
+}
+
+#[test]
 fn a_daemon_goes_when_nothing_needs_it() {
     let solo = Solo::new();
     let mut process = Process::start(&mut solo.program("sysv"));
