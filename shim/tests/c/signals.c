@@ -12,7 +12,7 @@ static void handler(int signal)
     handled++;
 }
 
-static pid_t forked;
+static volatile pid_t forked;
 
 static void forking_handler(int signal)
 {
