@@ -2,7 +2,6 @@
  * Operations on semaphore sets that are used so often that they may take a short cut: what a
  * program does around them has the effects that it has with system calls.
  */
-#define _GNU_SOURCE
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
