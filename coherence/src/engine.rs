@@ -6,6 +6,7 @@
 //! `home`, made depth first: that is the FIFO channel of a node to itself.
 
 mod cache;
+mod directory;
 mod hold;
 mod home;
 mod home_move;
@@ -16,12 +17,13 @@ use std::collections::BTreeMap;
 
 use migshm_protocol::ids::{EXTENT_PAGES, MAX_NODES};
 use migshm_protocol::page::{Access, Contents, PageMessage};
-use migshm_protocol::{Extent, NodeId, Page, SegmentId};
+use migshm_protocol::{Extent, NodeId, NodeSet, Page, SegmentId};
 use rustc_hash::FxHashMap;
 
-use crate::sets::{NodeSet, PageSet};
+use crate::sets::PageSet;
 use cache::{Line, Pending, Take};
-use home::{Directory, Transaction};
+use directory::Directory;
+use home::Transaction;
 use home_move::Move;
 
 /// Nanoseconds on a monotonic clock.
@@ -204,6 +206,18 @@ pub struct Counters {
     pub protocol_errors: u64,
 }
 
+/// Memory that an engine takes for what it knows of pages at rest: of extents that have been used,
+/// without what waits or is under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Footprint {
+    /// Pages at home here that somebody has touched.
+    pub touched: usize,
+    /// Bytes of the directories of the extents at home here.
+    pub directory: usize,
+    /// Bytes of this node's own part of all extents that it has to do with.
+    pub lines: usize,
+}
+
 /// A node's side of the protocol: its cache, and its directory of the extents at home here.
 ///
 /// `D` is the contents of a page: bytes in the daemon, a small value in tests.
@@ -316,6 +330,26 @@ impl<D> Engine<D> {
         self.deferred
             .first_key_value()
             .map(|(&(until, _), _)| until)
+    }
+
+    /// What the directories and this node's own part of them take; looks at every extent.
+    #[must_use]
+    pub fn footprint(&self) -> Footprint {
+        let mut footprint = Footprint::default();
+        for Segment { extents, .. } in self.segments.values() {
+            footprint.lines += extents.capacity() * size_of::<Option<Box<ExtentState>>>();
+            for state in extents.iter().flatten() {
+                let inline = size_of::<Option<Directory>>();
+                footprint.lines += size_of::<ExtentState>() - inline;
+                footprint.lines += size_of_val(&*state.lines);
+                footprint.directory += inline;
+                if let Some(directory) = &state.directory {
+                    footprint.directory += directory.heap_bytes();
+                    footprint.touched += directory.touched().count();
+                }
+            }
+        }
+        footprint
     }
 
     /// How often what happened.

@@ -123,9 +123,11 @@
 //!
 //! # Costs
 //!
-//! A message costs O(1) and two table look-ups. A page takes 12 bytes at a node and 16 more at
-//! its home, in arrays that are made when an extent is first used. Only pages that are waited
-//! for, busy or held against somebody's wish are in maps.
+//! A message costs O(1) and two table look-ups; a write to a page with many sharers, a message
+//! to each. A page takes 8 bytes at a node and 4 more at its home, in arrays that are made when an
+//! extent is first used, and each group of more than two sharers that pages of an extent have, up
+//! to 168 bytes at its home ([`Engine::footprint`]). Only pages that are waited for, busy or held
+//! against somebody's wish are in maps.
 //!
 //! # Caveats
 //!
@@ -161,6 +163,6 @@ mod engine;
 mod policy;
 mod sets;
 
-pub use engine::{Action, Body, Config, Counters, Engine, Fill, Input, Memory, Time};
+pub use engine::{Action, Body, Config, Counters, Engine, Fill, Footprint, Input, Memory, Time};
 pub use policy::HomePolicy;
-pub use sets::{NodeSet, PageSet};
+pub use sets::PageSet;

@@ -128,7 +128,7 @@ impl Core {
         out: &mut Vec<Output>,
     ) -> Result<(NodeId, u64), JoinError> {
         let joined = self.members.join(name, address, memory)?;
-        self.tell_members(out);
+        self.introduce(joined.0, out);
         Ok(joined)
     }
 
@@ -151,7 +151,8 @@ impl Core {
         for set in abandoned {
             self.catch_up(now, set, out);
         }
-        self.tell_members(out);
+        let left = self.members.nodes();
+        out.extend(left.map(|to| Output::new(to, FromCoordinator::Left { node })));
     }
 
     /// The semaphore sets that are delegated to a node. What its processes have done to them since
@@ -439,16 +440,18 @@ impl Core {
         (objects, cx)
     }
 
-    fn tell_members(&self, out: &mut Vec<Output>) {
+    /// Tells a new member who the members are, and them of it.
+    fn introduce(&self, newcomer: NodeId, out: &mut Vec<Output>) {
         let members = self.members.list();
-        for member in &members {
-            out.push(Output::new(
-                member.node,
-                FromCoordinator::Members {
-                    members: members.clone(),
-                },
-            ));
+        if let Some(member) = members.iter().find(|member| member.node == newcomer) {
+            let others = self.members.nodes().filter(|&node| node != newcomer);
+            let joined = |to| {
+                let member = member.clone();
+                Output::new(to, FromCoordinator::Joined { member })
+            };
+            out.extend(others.map(joined));
         }
+        out.push(Output::new(newcomer, FromCoordinator::Members { members }));
     }
 }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
 /// Longest name of a node, in bytes: a list of [`MAX_NODES`] members must fit a message.
-const MAX_NAME: usize = 255;
+const MAX_NAME: usize = 192;
 
 /// Why a node cannot be a member.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -116,6 +116,14 @@ impl Members {
         self.slots.iter().enumerate().filter_map(member).collect()
     }
 
+    /// The slots of all members.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = NodeId> {
+        let slots = self.slots.iter().enumerate();
+        slots
+            .filter(|(_, slot)| slot.membership.is_some())
+            .map(|(slot, _)| node_id(slot))
+    }
+
     /// Bytes that all members together give.
     pub(crate) fn total_memory(&self) -> u64 {
         self.slots
@@ -166,4 +174,31 @@ impl Membership {
 
 fn node_id(slot: usize) -> NodeId {
     NodeId(u16::try_from(slot).expect("below MAX_NODES"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use migshm_protocol::codec;
+    use migshm_protocol::control::FromCoordinator;
+    use migshm_protocol::limits::MAX_REMOTE;
+
+    #[test]
+    fn the_list_of_a_full_cluster_fits_a_message() {
+        let mut members = Members::default();
+        let address = "[2001:db8:ffff:ffff:ffff:ffff:ffff:ffff]:65535";
+        for n in 0..MAX_NODES {
+            let name = format!("{n:0>MAX_NAME$}");
+            members
+                .join(name, address.parse().unwrap(), u64::MAX)
+                .unwrap();
+        }
+        members.epoch = u64::MAX;
+        let mut frame = Vec::new();
+        let members = members.list();
+        codec::encode_frame(&FromCoordinator::Members { members }, &[], &mut frame).unwrap();
+        let (_, body) = frame.split_at(codec::FRAME_HEADER);
+        assert!(body.len() + 8 * MAX_NODES <= MAX_REMOTE);
+        codec::decode::<FromCoordinator>(body).unwrap();
+    }
 }

@@ -17,9 +17,9 @@
 //! with a home of its own reserves its bytes there, and a home that moves takes its reservation
 //! along. `reserved` says what to give back when the segment goes.
 
-use migshm_protocol::NodeId;
 use migshm_protocol::control::Placement;
-use migshm_protocol::ids::{EXTENT_PAGES, MAX_NODES, PAGE_SIZE};
+use migshm_protocol::ids::{EXTENT_PAGES, PAGE_SIZE};
+use migshm_protocol::{NodeId, NodeSet};
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -55,8 +55,8 @@ pub(crate) struct Pages {
     usage: Usage,
     homes: FxHashMap<u32, NodeId>,
     reserved: BTreeMap<NodeId, u64>,
-    /// One bit for each node that may keep something of the segment.
-    known_to: u64,
+    /// The nodes that may keep something of the segment.
+    known_to: NodeSet,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -80,7 +80,7 @@ impl Pages {
             usage: Usage::Unused,
             homes: FxHashMap::default(),
             reserved: BTreeMap::new(),
-            known_to: 0,
+            known_to: NodeSet::default(),
         }
     }
 
@@ -111,7 +111,7 @@ impl Pages {
             Usage::Arming { .. } => return Admission::Later { ask: None },
             Usage::Shared { default_home } => Placement::Shared { default_home },
         };
-        self.known_to |= bit(node);
+        self.known_to.insert(node);
         Admission::Now(placement)
     }
 
@@ -148,7 +148,7 @@ impl Pages {
     pub(crate) fn lose(&mut self, node: NodeId) -> Vec<WaitingAttach> {
         self.homes.retain(|_, home| *home != node);
         self.reserved.remove(&node);
-        self.known_to &= !bit(node);
+        self.known_to.remove(node);
         if self.default_home() != Some(node) {
             return Vec::new();
         }
@@ -160,7 +160,7 @@ impl Pages {
 
     /// A node is to be told of the segment's end; returns the home of extents without one.
     pub(crate) fn introduce(&mut self, node: NodeId) -> Option<NodeId> {
-        self.known_to |= bit(node);
+        self.known_to.insert(node);
         self.default_home()
     }
 
@@ -223,10 +223,7 @@ impl Pages {
         for (node, bytes) in std::mem::take(&mut self.reserved) {
             members.release(node, bytes);
         }
-        let known = (0..MAX_NODES as u16)
-            .map(NodeId)
-            .filter(|&node| self.is_known_to(node))
-            .collect();
+        let known = self.known_to.into_iter().collect();
         let waiting = match self.usage {
             Usage::Arming { waiting, .. } => waiting,
             _ => Vec::new(),
@@ -248,7 +245,7 @@ impl Pages {
 
     fn settle(&mut self, extent: u32, home: NodeId, bytes: u64, members: &mut Members) {
         self.homes.insert(extent, home);
-        self.known_to |= bit(home);
+        self.known_to.insert(home);
         self.reserve(home, bytes, members);
     }
 
@@ -271,10 +268,6 @@ impl Pages {
     }
 
     fn is_known_to(&self, node: NodeId) -> bool {
-        self.known_to & bit(node) != 0
+        self.known_to.contains(node)
     }
-}
-
-fn bit(node: NodeId) -> u64 {
-    1 << node.0
 }

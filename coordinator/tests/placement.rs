@@ -4,7 +4,7 @@ mod support;
 
 use migshm_coordinator::JoinError;
 use migshm_protocol::call::{Attachment, Errno, ShmCommand, StatBy};
-use migshm_protocol::control::{FromCoordinator, Placement, ToCoordinator};
+use migshm_protocol::control::{FromCoordinator, Member, Placement, ToCoordinator};
 use migshm_protocol::ids::MAX_NODES;
 use migshm_protocol::{Extent, NodeId, SegmentId};
 use support::*;
@@ -40,24 +40,25 @@ mod membership {
         let mut cluster = Cluster::new();
         let a = cluster.join("a", MIB);
         let b = cluster.join("b", MIB);
-        for node in [a, b] {
-            let Some(FromCoordinator::Members { members }) = cluster.told(node).pop() else {
-                panic!("not told")
+        let told_of = |cluster: &mut Cluster, node| {
+            let names = |news| match news {
+                FromCoordinator::Members { members } => members,
+                FromCoordinator::Joined { member } => vec![member],
+                other => panic!("not of a member: {other:?}"),
             };
-            assert_eq!(
-                members
-                    .iter()
-                    .map(|m| (m.node, &m.name[..]))
-                    .collect::<Vec<_>>(),
-                [(a, "a"), (b, "b")]
-            );
-        }
+            let members = cluster.told(node).into_iter().map(names);
+            let named = |members: Vec<Member>| members.into_iter().map(|m| (m.node, m.name));
+            members.map(|m| named(m).collect()).collect::<Vec<Vec<_>>>()
+        };
+        let (first, second) = ((a, "a".to_owned()), (b, "b".to_owned()));
+        assert_eq!(
+            told_of(&mut cluster, a),
+            [vec![first.clone()], vec![second.clone()]]
+        );
+        assert_eq!(told_of(&mut cluster, b), [vec![first, second]]);
         cluster.leave(a);
         assert_eq!(cluster.told(a), []);
-        let Some(FromCoordinator::Members { members }) = cluster.told(b).pop() else {
-            panic!("not told")
-        };
-        assert_eq!(members.len(), 1);
+        assert_eq!(cluster.told(b), [FromCoordinator::Left { node: a }]);
     }
 
     #[test]

@@ -371,7 +371,13 @@ impl Node {
                 default_home,
             } => self.on_segment(segment, size, default_home),
             FromCoordinator::Destroyed { segment } => self.on_destroyed(segment),
-            FromCoordinator::Members { members } => self.on_members(members),
+            FromCoordinator::Members { members } => {
+                members
+                    .into_iter()
+                    .for_each(|member| self.on_joined(member));
+            }
+            FromCoordinator::Joined { member } => self.on_joined(member),
+            FromCoordinator::Left { node } => self.on_left(node),
             FromCoordinator::Welcome { .. } | FromCoordinator::Refused { .. } => {
                 tracing::warn!("unexpected message from the coordinator");
             }

@@ -180,16 +180,20 @@ impl Node {
         number
     }
 
-    /// The members of the cluster changed: the node with the lower slot opens the link.
-    pub(crate) fn on_members(&mut self, members: Vec<Member>) {
-        let before = std::mem::replace(&mut self.members, members);
-        for member in &self.members {
-            if member.node > self.id && !before.contains(member) {
-                tasks::connect_peer(self, member.clone());
-            }
+    /// A node is a member: the one with the lower slot opens the link.
+    pub(crate) fn on_joined(&mut self, member: Member) {
+        let at = self.members.partition_point(|m| m.node < member.node);
+        self.members.insert(at, member.clone());
+        self.members_changed.notify_waiters();
+        if member.node > self.id {
+            tasks::connect_peer(self, member);
         }
-        self.peers
-            .retain(|id, _| self.members.iter().any(|m| m.node == *id));
+    }
+
+    /// A node is a member no longer.
+    pub(crate) fn on_left(&mut self, node: NodeId) {
+        self.members.retain(|member| member.node != node);
+        self.peers.remove(&node);
         self.members_changed.notify_waiters();
     }
 

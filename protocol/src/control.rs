@@ -158,10 +158,20 @@ pub enum FromCoordinator {
         /// Why, for a person.
         reason: String,
     },
-    /// Who the members are, sent at every change.
+    /// Who the members are: follows `Welcome`.
     Members {
         /// All of them, the receiver included.
         members: Vec<Member>,
+    },
+    /// There is one member more.
+    Joined {
+        /// It.
+        member: Member,
+    },
+    /// A member is gone.
+    Left {
+        /// The slot that it had.
+        node: NodeId,
     },
     /// The answer to a request, raw bytes after it.
     Answer {

@@ -7,8 +7,8 @@ use std::fmt;
 pub const PAGE_SIZE: usize = 4096;
 /// Pages in an extent: the unit that has a home (2 MiB).
 pub const EXTENT_PAGES: u32 = 512;
-/// Nodes a cluster can have; a sharer set is one machine word.
-pub const MAX_NODES: usize = 64;
+/// Nodes a cluster can have.
+pub const MAX_NODES: usize = 1024;
 
 /// A node's slot in the cluster, below [`MAX_NODES`], given by the coordinator when it joins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -21,15 +21,17 @@ pub mod control;
 pub mod ids;
 pub mod limits;
 pub mod local;
+pub mod nodes;
 pub mod page;
 
 pub use ids::{Extent, NodeId, Page, ProcessId, SegmentId};
+pub use nodes::NodeSet;
 
 /// Version of the node-to-node and node-to-coordinator protocols.
 ///
 /// Peers whose major versions differ refuse each other; a minor version only adds what an
 /// older peer never sends.
-pub const VERSION: Version = Version { major: 2, minor: 0 };
+pub const VERSION: Version = Version { major: 3, minor: 0 };
 
 /// A protocol version, compared in the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -6,8 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Version;
 use crate::ids::{Extent, NodeId, Page, SegmentId};
+use crate::{NodeSet, Version};
 
 /// What a node may do with a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -138,9 +138,9 @@ pub struct DirectoryEntry {
     pub page: u16,
     /// The node that answers for the contents.
     pub owner: NodeId,
-    /// One bit for each node that may hold a readable copy, owner included; 0 if the owner holds
-    /// the page exclusively.
-    pub sharers: u64,
+    /// The nodes that may hold a readable copy, owner included; empty if the owner holds the page
+    /// exclusively.
+    pub sharers: NodeSet,
 }
 
 impl PageMessage {
@@ -160,5 +160,32 @@ impl PageMessage {
             | PageMessage::FenceAck { extent }
             | PageMessage::HomeTransfer { extent, .. } => extent.segment,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec;
+    use crate::ids::{EXTENT_PAGES, MAX_NODES};
+
+    #[test]
+    fn the_largest_directory_fits_a_message() {
+        let entry = |page| DirectoryEntry {
+            page,
+            owner: NodeId(MAX_NODES as u16 - 1),
+            sharers: (0..MAX_NODES as u16).map(NodeId).collect(),
+        };
+        let message = PageMessage::HomeTransfer {
+            extent: Extent {
+                segment: SegmentId(u64::MAX),
+                index: u32::MAX,
+            },
+            entries: (0..EXTENT_PAGES as u16).map(entry).collect(),
+        };
+        let mut frame = Vec::new();
+        codec::encode_frame(&message, &[], &mut frame).unwrap();
+        let (back, _) = codec::decode::<PageMessage>(&frame[codec::FRAME_HEADER..]).unwrap();
+        assert_eq!(back, message);
     }
 }

@@ -16,7 +16,7 @@ pub(super) struct Line {
 }
 
 // Every page that a node knows of has one.
-const _: () = assert!(size_of::<Line>() <= 12);
+const _: () = assert!(size_of::<Line>() <= 8);
 
 /// What a copy is good for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

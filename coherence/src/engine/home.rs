@@ -7,46 +7,8 @@ use migshm_protocol::page::{Access, Contents, PageMessage};
 use migshm_protocol::{Extent, NodeId, Page};
 
 use super::cache::{Grant, State, Take};
-use super::{Action, Body, Context, Engine, Fill, NodeSet, slot};
-
-/// Where the pages of an extent are.
-#[derive(Clone, Debug)]
-pub(super) struct Directory {
-    pub(super) entries: Box<[Entry]>,
-    /// How many entries are busy.
-    pub(super) busy: u32,
-    /// Whether the extent is on its way to another home: no transaction may begin.
-    pub(super) moving: bool,
-}
-
-/// Where a page is, or will be once the transaction under way ends.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct Entry {
-    /// Nodes that may have a readable copy, the owner included; empty if it has the page
-    /// exclusively.
-    pub(super) sharers: NodeSet,
-    /// The node that answers for the contents; `None` if nobody has touched the page.
-    pub(super) owner: Option<NodeId>,
-    /// Whether there is a [`Transaction`].
-    pub(super) busy: bool,
-}
-
-const _: () = assert!(size_of::<Entry>() <= 16);
-
-impl Entry {
-    fn exclusive(owner: NodeId) -> Self {
-        Self {
-            owner: Some(owner),
-            ..Self::default()
-        }
-    }
-
-    /// Nodes that may have a copy.
-    pub(super) fn holders(self) -> NodeSet {
-        self.owner
-            .map_or(self.sharers, |owner| self.sharers.with(owner))
-    }
-}
+use super::directory::Directory;
+use super::{Action, Body, Context, Engine, Fill, slot};
 
 /// A page's transaction that others than the home and the requester take part in, or that waits
 /// for the end of the home's own hold.
@@ -141,7 +103,7 @@ impl<D> Engine<D> {
         let (queue, limit) = if directory.moving {
             let moving = self.moves.get_mut(&page.extent());
             (moving.map(|m| &mut m.queue), MAX_QUEUED_FOR_MOVE)
-        } else if directory.entries[slot(page)].busy {
+        } else if directory.is_busy(slot(page)) {
             let transaction = self.transactions.get_mut(&page);
             (transaction.map(|t| &mut t.queue), MAX_QUEUED)
         } else {
@@ -214,20 +176,20 @@ impl<D> Engine<D> {
     ) {
         self.counters.requests += 1;
         let has_copy = self.has_copy(page, requester, has_copy);
-        let entry = *self.entry_mut(page);
-        let Some(owner) = entry.owner else {
-            *self.entry_mut(page) = Entry::exclusive(requester);
+        let directory = self.directory_mut(page);
+        let slot = slot(page);
+        let Some(owner) = directory.owner(slot) else {
+            let _ = directory.give(slot, requester);
             return self.grant(cx, page, requester, Access::Write, 0, Fill::Zeros);
         };
         if owner == requester && !has_copy {
             // An owner keeps its copy until the home has taken it back.
             return self.protocol_error();
         }
-        let holds = has_copy && entry.holders().contains(requester);
+        let holds = has_copy && directory.is_holder(slot, requester);
         match access {
             Access::Read if holds => {
-                let exclusive = entry.sharers.is_empty();
-                let access = if exclusive {
+                let access = if directory.is_exclusive(slot) {
                     Access::Write
                 } else {
                     Access::Read
@@ -235,15 +197,12 @@ impl<D> Engine<D> {
                 self.grant(cx, page, requester, access, 0, Fill::InPlace);
             }
             Access::Read => {
-                self.entry_mut(page).sharers = entry.holders().with(requester);
+                directory.share(slot, requester);
                 self.forward(cx, page, owner, access, requester, 0);
             }
             Access::Write => {
-                *self.entry_mut(page) = Entry::exclusive(requester);
-                let mut victims = entry.holders().without(requester);
-                if !holds {
-                    victims = victims.without(owner);
-                }
+                let holders = directory.give(slot, requester);
+                let victims = holders.filter(|&n| n != requester && (holds || n != owner));
                 let acks = self.invalidate(cx, page, victims, requester);
                 if holds {
                     self.grant(cx, page, requester, access, acks, Fill::InPlace);
@@ -259,11 +218,11 @@ impl<D> Engine<D> {
         &mut self,
         cx: &mut Context<'_, D>,
         page: Page,
-        victims: NodeSet,
+        victims: impl Iterator<Item = NodeId>,
         requester: NodeId,
     ) -> u16 {
         let mut acks = 0;
-        for victim in victims {
+        victims.for_each(|victim| {
             if victim != self.me {
                 acks += 1;
                 cx.send(
@@ -276,7 +235,7 @@ impl<D> Engine<D> {
             } else {
                 self.lose(cx, page);
             }
-        }
+        });
         acks
     }
 
@@ -366,16 +325,13 @@ impl<D> Engine<D> {
 
     /// Makes the home the owner of a page whose owner needs the room, if it still is the owner.
     fn take_back(&mut self, cx: &mut Context<'_, D>, page: Page, owner: NodeId, data: D) {
-        let entry = *self.entry_mut(page);
-        let accepted = entry.owner == Some(owner);
+        let me = self.me;
+        let directory = self.directory_mut(page);
+        let accepted = directory.owner(slot(page)) == Some(owner);
         if accepted {
             // The former owner reads its copy until the answer reaches it: a sharer like any.
-            let sharers = entry.holders().with(self.me);
-            *self.entry_mut(page) = Entry {
-                owner: Some(self.me),
-                sharers,
-                busy: false,
-            };
+            let sharers = directory.holders(slot(page)).with(me);
+            directory.place(slot(page), me, &sharers);
             let line = self.line_mut(page);
             if line.state != State::Shared {
                 let (access, contents) = (Access::Read, Fill::Data(data));
@@ -405,10 +361,7 @@ impl<D> Engine<D> {
                 queue: VecDeque::new(),
             },
         );
-        self.entry_mut(page).busy = true;
-        if let Some(directory) = &mut self.extent_mut(page.extent()).directory {
-            directory.busy += 1;
-        }
+        self.directory_mut(page).begin(slot(page));
     }
 
     pub(super) fn done(&mut self, cx: &mut Context<'_, D>, page: Page, requester: NodeId) {
@@ -424,11 +377,7 @@ impl<D> Engine<D> {
         let Some(Transaction { mut queue, .. }) = self.transactions.remove(&page) else {
             return;
         };
-        self.entry_mut(page).busy = false;
-        let Some(directory) = &mut self.extent_mut(extent).directory else {
-            return;
-        };
-        directory.busy -= 1;
+        self.directory_mut(page).end(slot(page));
         if let Some(moving) = self.moves.get_mut(&extent) {
             moving.queue.append(&mut queue);
             return self.fence(cx, extent);
@@ -451,10 +400,10 @@ impl<D> Engine<D> {
         }
         let mut directory = Directory::untouched(state.lines.len());
         let present = cx.memory.present(extent);
-        for ((line, entry), page) in state.lines.iter_mut().zip(&mut directory.entries).zip(0..) {
-            if present.contains(page) {
+        for (slot, line) in state.lines.iter_mut().enumerate() {
+            if present.contains(slot as u32) {
                 line.state = State::Exclusive;
-                *entry = Entry::exclusive(me);
+                let _ = directory.give(slot, me);
             }
         }
         state.directory = Some(directory);
@@ -463,18 +412,8 @@ impl<D> Engine<D> {
     /// # Panics
     ///
     /// If this node is not the page's home: callers have made sure.
-    fn entry_mut(&mut self, page: Page) -> &mut Entry {
+    fn directory_mut(&mut self, page: Page) -> &mut Directory {
         let directory = self.extent_mut(page.extent()).directory.as_mut();
-        &mut directory.expect("this node is the home").entries[slot(page)]
-    }
-}
-
-impl Directory {
-    pub(super) fn untouched(pages: usize) -> Self {
-        Self {
-            entries: vec![Entry::default(); pages].into(),
-            busy: 0,
-            moving: false,
-        }
+        directory.expect("this node is the home")
     }
 }

@@ -9,7 +9,8 @@ use std::collections::VecDeque;
 use migshm_protocol::page::{DirectoryEntry, PageMessage};
 use migshm_protocol::{Extent, NodeId};
 
-use super::home::{Directory, Entry, Work};
+use super::directory::Directory;
+use super::home::Work;
 use super::{Action, Body, Context, Engine, Known, NodeSet, first_page, is_node};
 
 /// An extent on its way to another home.
@@ -57,16 +58,14 @@ impl<D> Engine<D> {
             return;
         };
         let lines = &mut state.lines.iter();
-        if directory.busy > 0 || lines.any(|line| line.state.is_written_back()) {
+        if directory.busy() > 0 || lines.any(|line| line.state.is_written_back()) {
             return;
         }
-        let holders = directory
-            .entries
-            .iter()
-            .fold(NodeSet::default(), |nodes, entry| {
-                nodes.union(entry.holders())
-            });
-        let fenced = holders.without(me);
+        let mut fenced = NodeSet::default();
+        for (page, _) in directory.touched() {
+            fenced.insert_all(&directory.holders(page));
+        }
+        fenced.remove(me);
         for node in fenced {
             cx.send(node, PageMessage::Fence { extent }, Body::None);
         }
@@ -81,7 +80,7 @@ impl<D> Engine<D> {
             Some(Move {
                 fence: Some(nodes), ..
             }) if nodes.contains(from) => {
-                *nodes = nodes.without(from);
+                nodes.remove(from);
                 self.transfer(cx, extent);
             }
             _ => self.protocol_error(),
@@ -93,7 +92,7 @@ impl<D> Engine<D> {
         if !self
             .moves
             .get(&extent)
-            .is_some_and(|m| m.fence.is_some_and(NodeSet::is_empty))
+            .is_some_and(|m| m.fence.is_some_and(|nodes| nodes.is_empty()))
         {
             return;
         }
@@ -105,18 +104,14 @@ impl<D> Engine<D> {
             return;
         };
         state.home = Some(to);
-        let entries = directory
-            .entries
-            .iter()
-            .zip(0..)
-            .filter_map(|(entry, page)| {
-                let sharers = entry.sharers.bits();
-                entry.owner.map(|owner| DirectoryEntry {
-                    page,
-                    owner,
-                    sharers,
-                })
-            });
+        let entries = directory.touched().map(|(page, owner)| DirectoryEntry {
+            page: page as u16,
+            owner,
+            sharers: match directory.is_exclusive(page) {
+                true => NodeSet::default(),
+                false => directory.holders(page),
+            },
+        });
         let entries = entries.collect();
         cx.send(
             to,
@@ -142,15 +137,7 @@ impl<D> Engine<D> {
         }
         let mut directory = Directory::untouched(pages);
         for entry in entries {
-            let sharers = match NodeSet::from_bits(entry.sharers) {
-                none if none.is_empty() => none,
-                some => some.with(entry.owner),
-            };
-            directory.entries[usize::from(entry.page)] = Entry {
-                owner: Some(entry.owner),
-                sharers,
-                busy: false,
-            };
+            directory.place(usize::from(entry.page), entry.owner, &entry.sharers);
         }
         state.directory = Some(directory);
         cx.out.push(Action::BecameHome { extent });

@@ -200,9 +200,7 @@ impl Cluster {
             (Some(Mutation::AcceptStaleWriteBack), PageMessage::WriteBack { page, owner }) => {
                 let state = self.hosts[to].engine.extent(page.extent());
                 if let Some(directory) = state.and_then(|state| state.directory.as_ref()) {
-                    *owner = directory.entries[page.index as usize]
-                        .owner
-                        .unwrap_or(*owner);
+                    *owner = directory.owner(page.index as usize).unwrap_or(*owner);
                 }
             }
             _ => {}

@@ -1,7 +1,8 @@
 //! Peers that send what no correct peer sends.
 
+use migshm_protocol::ids::MAX_NODES;
 use migshm_protocol::page::{Access, Contents, DirectoryEntry, PageMessage};
-use migshm_protocol::{Extent, NodeId, Page, SegmentId};
+use migshm_protocol::{Extent, NodeId, NodeSet, Page, SegmentId};
 
 use super::Random;
 use super::cluster::{EXTENT, SEGMENT, page};
@@ -50,7 +51,10 @@ fn no_message_makes_an_engine_panic_or_address_a_node_that_cannot_exist() {
             engine.handle(step * 10_000, input, &NoMemory, &mut out);
             for action in out.drain(..) {
                 if let Action::Send { to, .. } = action {
-                    assert!(to != me && to.0 < 64, "seed {seed}: sent to {to}");
+                    assert!(
+                        to != me && usize::from(to.0) < MAX_NODES,
+                        "seed {seed}: sent to {to}"
+                    );
                 }
             }
         }
@@ -75,7 +79,7 @@ fn what_cannot_be_is_ignored_and_counted() {
         },
         PageMessage::Invalidate {
             page,
-            requester: NodeId(64),
+            requester: NodeId(MAX_NODES as u16),
         },
     ];
     let count = messages.len() as u64;
@@ -173,7 +177,7 @@ fn any_message(random: &mut Random) -> PageMessage {
             let entry = |random: &mut Random| DirectoryEntry {
                 page: [0, 1, 2, u16::MAX][random.below(4)],
                 owner: any_node(random),
-                sharers: random.below(8) as u64,
+                sharers: NodeSet::from_words(&[random.below(8) as u64]).expect("small"),
             };
             let entries = (0..random.below(3)).map(|_| entry(random)).collect();
             PageMessage::HomeTransfer { extent, entries }
@@ -201,5 +205,5 @@ fn any_access(random: &mut Random) -> Access {
 }
 
 fn any_node(random: &mut Random) -> NodeId {
-    NodeId([0, 1, 2, 3, 63, 64, u16::MAX][random.below(7)])
+    NodeId([0, 1, 2, 3, 1023, 1024, u16::MAX][random.below(7)])
 }

@@ -21,6 +21,7 @@ use stateright::{Checker, Model, Property};
 
 use super::cluster::{Cluster, EXTENT, Mutation, Version, node, page};
 use crate::engine::cache::{Grant, Pending};
+use crate::engine::directory::Directory;
 use crate::engine::home::Work;
 use crate::{Fill, Input, Time};
 
@@ -279,7 +280,7 @@ impl Hash for State {
             let directory = state.and_then(|state| state.directory.as_ref());
             state.and_then(|state| state.home).hash(h);
             directory
-                .map(|directory| (directory.busy, directory.moving))
+                .map(|directory| (directory.busy(), directory.moving))
                 .hash(h);
             if let Some(moving) = engine.moves.get(&EXTENT) {
                 (moving.to, moving.fence).hash(h);
@@ -307,7 +308,10 @@ impl Hash for State {
                     held && line.state.access().is_some(),
                 )
                     .hash(h);
-                directory.map(|directory| directory.entries[index]).hash(h);
+                directory.is_some().hash(h);
+                if let Some(directory) = directory {
+                    hash_entry(directory, index, h);
+                }
                 if let Some(pending) = engine.pending.get(&page) {
                     hash_pending(pending, |version| fresh(page, version), h);
                 }
@@ -321,6 +325,13 @@ impl Hash for State {
             }
         }
     }
+}
+
+fn hash_entry<H: Hasher>(directory: &Directory, index: usize, h: &mut H) {
+    directory.owner(index).hash(h);
+    directory.is_busy(index).hash(h);
+    directory.is_exclusive(index).hash(h);
+    directory.holders(index).hash(h);
 }
 
 fn hash_pending<H: Hasher>(pending: &Pending<Version>, fresh: impl Fn(Version) -> bool, h: &mut H) {
