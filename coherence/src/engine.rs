@@ -105,6 +105,15 @@ pub enum Input<D> {
         /// The new home.
         to: NodeId,
     },
+    /// Another node will want a page of this node's next. Ignored where it cannot be had at once.
+    Push {
+        /// The page.
+        page: Page,
+        /// `Write`: give it away; `Read`: give a copy.
+        access: Access,
+        /// Who will want it.
+        to: NodeId,
+    },
     /// [`Engine::next_timeout`] has come.
     Timeout,
 }
@@ -188,6 +197,8 @@ pub struct Counters {
     pub requests: u64,
     /// Pages given to another node out of this node's copy.
     pub forwards: u64,
+    /// Pages that another node has pushed here.
+    pub pushes: u64,
     /// Copies dropped for another node's write.
     pub invalidations: u64,
     /// Pages given away or dropped later than asked, because they were held.
@@ -228,6 +239,8 @@ pub struct Engine<D> {
     segments: FxHashMap<SegmentId, Segment>,
     /// Faults that wait: at most one request for each page.
     pending: FxHashMap<Page, Pending<D>>,
+    /// Pages that were pushed here before it is known how their last eviction has ended.
+    pushed: FxHashMap<Page, cache::Grant<D>>,
     /// Faults that wait until the home of their extent is known.
     finding: FxHashMap<Extent, Vec<Page>>,
     /// What the home asked for while the page was held, by the end of the hold.
@@ -281,6 +294,7 @@ impl<D> Engine<D> {
             config,
             segments: FxHashMap::default(),
             pending: FxHashMap::default(),
+            pushed: FxHashMap::default(),
             finding: FxHashMap::default(),
             deferred: BTreeMap::new(),
             transactions: FxHashMap::default(),
@@ -305,6 +319,7 @@ impl<D> Engine<D> {
     pub fn remove_segment(&mut self, segment: SegmentId) {
         self.segments.remove(&segment);
         self.pending.retain(|page, _| page.segment != segment);
+        self.pushed.retain(|page, _| page.segment != segment);
         self.finding.retain(|extent, _| extent.segment != segment);
         self.deferred.retain(|(_, page), _| page.segment != segment);
         self.transactions.retain(|page, _| page.segment != segment);
@@ -380,6 +395,7 @@ impl<D> Engine<D> {
             Input::HomeIs { extent, home } => self.home_is(cx, extent, home),
             Input::Evict { page } => self.evict(cx, page),
             Input::MoveHome { extent, to } => self.move_home(cx, extent, to),
+            Input::Push { page, access, to } => self.push(cx, page, access, to),
             Input::Timeout => self.end_holds(cx),
         }
     }
@@ -420,8 +436,17 @@ impl<D> Engine<D> {
                 access,
                 requester,
                 acks,
+                pushed,
             } => {
-                self.forwarded(cx, page, from, access, requester, acks);
+                let home = from;
+                let give = cache::Give {
+                    home,
+                    access,
+                    requester,
+                    acks,
+                    pushed,
+                };
+                self.forwarded(cx, page, give);
             }
             PageMessage::Invalidate { page, requester } => self.invalidated(cx, page, requester),
             PageMessage::Grant {
@@ -431,6 +456,7 @@ impl<D> Engine<D> {
                 contents,
                 home,
                 confirm,
+                pushed,
             } => {
                 let contents = match (contents, data) {
                     (Contents::Bytes, Some(data)) => Fill::Data(data),
@@ -445,8 +471,13 @@ impl<D> Engine<D> {
                     home,
                     confirm,
                 };
-                self.granted(cx, page, grant);
+                if pushed {
+                    self.pushed(cx, page, grant);
+                } else {
+                    self.granted(cx, page, grant);
+                }
             }
+            PageMessage::Push { page, access, to } => self.pass_on(cx, page, access, from, to),
             PageMessage::InvalidateAck { page } => self.invalidate_acked(cx, page),
             PageMessage::Done { page } => self.done(cx, page, from),
             PageMessage::WriteBack { page, owner } => match data {
@@ -543,6 +574,7 @@ fn subject(message: &PageMessage) -> Subject {
         | PageMessage::Forward { page, .. }
         | PageMessage::Invalidate { page, .. }
         | PageMessage::Grant { page, .. }
+        | PageMessage::Push { page, .. }
         | PageMessage::InvalidateAck { page }
         | PageMessage::Done { page }
         | PageMessage::WriteBack { page, .. }
@@ -566,6 +598,7 @@ fn names_nodes(message: &PageMessage) -> bool {
             requester: node, ..
         }
         | PageMessage::Grant { home: node, .. }
+        | PageMessage::Push { to: node, .. }
         | PageMessage::WriteBack { owner: node, .. } => is_node(*node),
         PageMessage::HomeTransfer { entries, .. } => entries.iter().all(|e| is_node(e.owner)),
         _ => true,

@@ -84,6 +84,22 @@
 //! the grant itself; if then nobody else takes part, there is no `Done`, as anything that H
 //! sends R later arrives after the grant.
 //!
+//! A push. O gives a page away that nobody has asked for, as T will want it next (a lock that travels
+//! takes what it guards along). Only where nothing else is to be done for it: the page is not busy, O has
+//! the only copy (for writing) or is the owner (for reading), T has none; else nothing happens:
+//!
+//! ```text
+//! O ──Push─────────────▶ H    busy
+//!                        H ──Forward write──▶ O    drop
+//! T ◀────────────Grant write, bytes───────── O
+//! T ──Done─────────────▶ H    owner T
+//! ```
+//!
+//! T may have evicted the page before, and the write-back, or the answer to it, may still be under way. So
+//! a home always waits for `Done`, answers a write-back of T's that comes meanwhile with `accepted:
+//! false`, and T takes the page after that answer. A request that T has sent meanwhile is answered as one of a
+//! node that has the page.
+//!
 //! A write-back. O may read its copy until the answer is there, so it remains in the directory
 //! as a sharer:
 //!
@@ -150,6 +166,9 @@
 //! | 3 | 1 | any number | any | any | 0 | 37 423 (with holds 63 995) |
 //! | 3 | 1 | any number | any | any | 1 | 902 147 |
 //! | 3 | 1 | 1 | 2 | 2 | 2 | 604 328 |
+//! | 2 | 1 | any number | any | any | any, and 3 pushes | 299 097 (with holds 386 997) |
+//! | 3 | 1 | 2 | 2 | 2 | 0, and 1 push | 363 157 |
+//! | 3 | 1 | 1 | 2 | 1 | 1, and 1 push | 523 174 |
 //! | 3 | 2 | 2 | 2 | 1 | 0 | 242 661 |
 //! | 3 | 2 | 2 | 1 | 1 | 1 | 375 167 |
 //! | 3 | 2 | 2 | 2 | 1 | 1 | 5 471 509, with `--ignored` |

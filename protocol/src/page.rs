@@ -53,6 +53,8 @@ pub enum PageMessage {
         requester: NodeId,
         /// To pass on in [`PageMessage::Grant::acks`].
         acks: u16,
+        /// To pass on in [`PageMessage::Grant::pushed`].
+        pushed: bool,
     },
     /// Home → sharer: drop the copy, tell the requester.
     Invalidate {
@@ -75,6 +77,19 @@ pub enum PageMessage {
         home: NodeId,
         /// Whether the home waits for [`PageMessage::Done`].
         confirm: bool,
+        /// Whether the former owner wanted it so: the requester has not asked, or its request is
+        /// still to be answered.
+        pushed: bool,
+    },
+    /// Owner → home: another node will want the page next. Has no effect where that is not
+    /// possible at once.
+    Push {
+        /// The page, of which the sender has the only copy, or is the owner if `access` is `Read`.
+        page: Page,
+        /// What the other node will want.
+        access: Access,
+        /// Who.
+        to: NodeId,
     },
     /// Sharer → requester: the copy is gone.
     InvalidateAck {
@@ -152,6 +167,7 @@ impl PageMessage {
             | PageMessage::Forward { page, .. }
             | PageMessage::Invalidate { page, .. }
             | PageMessage::Grant { page, .. }
+            | PageMessage::Push { page, .. }
             | PageMessage::InvalidateAck { page }
             | PageMessage::Done { page }
             | PageMessage::WriteBack { page, .. }

@@ -83,14 +83,19 @@ pub(super) struct Grant<D> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Take {
     /// Send the contents, keep a readable copy or none.
-    Give {
-        home: NodeId,
-        access: Access,
-        requester: NodeId,
-        acks: u16,
-    },
+    Give(Give),
     /// Drop the copy and say so.
     Drop { requester: NodeId },
+}
+
+/// As in [`PageMessage::Forward`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Give {
+    pub(super) home: NodeId,
+    pub(super) access: Access,
+    pub(super) requester: NodeId,
+    pub(super) acks: u16,
+    pub(super) pushed: bool,
 }
 
 impl<D> Engine<D> {
@@ -224,6 +229,16 @@ impl<D> Engine<D> {
         else {
             return;
         };
+        // A copy that was pushed while the request was under way is as good.
+        let contents = match self.access(page) {
+            Some(_) => Fill::InPlace,
+            None => contents,
+        };
+        self.install(cx, page, access, contents);
+        self.confirm(cx, page, home, confirm);
+    }
+
+    fn install(&mut self, cx: &mut Context<'_, D>, page: Page, access: Access, contents: Fill<D>) {
         let line = self.line_mut(page);
         match (access, &contents) {
             (Access::Write, _) => line.state = State::Exclusive,
@@ -236,6 +251,10 @@ impl<D> Engine<D> {
             access,
             contents,
         });
+    }
+
+    /// Tells the home that a grant has arrived, if it waits for that.
+    fn confirm(&mut self, cx: &mut Context<'_, D>, page: Page, home: NodeId, confirm: bool) {
         if !confirm {
             return;
         }
@@ -246,26 +265,55 @@ impl<D> Engine<D> {
         }
     }
 
-    pub(super) fn forwarded(
-        &mut self,
-        cx: &mut Context<'_, D>,
-        page: Page,
-        home: NodeId,
-        access: Access,
-        requester: NodeId,
-        acks: u16,
-    ) {
-        if requester == self.me || !self.line(page).state.owns() {
+    /// Has the home give a page of this node's to another node, which will want it next.
+    pub(super) fn push(&mut self, cx: &mut Context<'_, D>, page: Page, access: Access, to: NodeId) {
+        let known = is_node(to) && matches!(self.knows(page), Known::Yes);
+        if !known || self.pending.contains_key(&page) {
+            return;
+        }
+        let line = self.line(page);
+        let can = match access {
+            Access::Read => matches!(line.state, State::Owned | State::Exclusive),
+            Access::Write => line.state == State::Exclusive,
+        };
+        match self.home_of(page.extent()) {
+            Some(home) if can && !line.wanted && home == self.me => {
+                self.pass_on(cx, page, access, home, to);
+            }
+            Some(home) if can && !line.wanted => {
+                cx.send(home, PageMessage::Push { page, access, to }, Body::None);
+            }
+            _ => {}
+        }
+    }
+
+    /// A page came that this node has not asked for, or whose request is still to be answered.
+    pub(super) fn pushed(&mut self, cx: &mut Context<'_, D>, page: Page, grant: Grant<D>) {
+        let complete = grant.acks == 0 && grant.confirm && !matches!(grant.contents, Fill::InPlace);
+        if !complete || (grant.home == self.me) != self.is_home(page.extent()) {
             return self.protocol_error();
         }
-        let take = Take::Give {
-            home,
-            access,
-            requester,
-            acks,
-        };
-        if !self.defer(cx, page, take) {
-            self.give(cx, page, home, access, requester, acks);
+        match self.line(page).state {
+            State::Invalid => {
+                self.counters.pushes += 1;
+                self.extent_mut(page.extent()).home = Some(grant.home);
+                self.install(cx, page, grant.access, grant.contents);
+                self.confirm(cx, page, grant.home, grant.confirm);
+            }
+            // The home's answer to an earlier write-back, which is under way, ends that first.
+            State::Evicted if !self.pushed.contains_key(&page) => {
+                self.pushed.insert(page, grant);
+            }
+            _ => self.protocol_error(),
+        }
+    }
+
+    pub(super) fn forwarded(&mut self, cx: &mut Context<'_, D>, page: Page, give: Give) {
+        if give.requester == self.me || !self.line(page).state.owns() {
+            return self.protocol_error();
+        }
+        if !self.defer(cx, page, Take::Give(give)) {
+            self.give(cx, page, give);
         }
     }
 
@@ -319,14 +367,9 @@ impl<D> Engine<D> {
             }
             self.line_mut(page).wanted = false;
             match take {
-                Take::Give {
-                    home,
-                    access,
-                    requester,
-                    acks,
-                } => {
-                    self.give(cx, page, home, access, requester, acks);
-                    if home == self.me && acks == 0 {
+                Take::Give(give) => {
+                    self.give(cx, page, give);
+                    if give.home == self.me && give.acks == 0 && !give.pushed {
                         self.finish(cx, page);
                     }
                 }
@@ -342,17 +385,16 @@ impl<D> Engine<D> {
     ///
     /// Between a home and a requester alone there is nothing to confirm: what the home does
     /// next reaches the requester after the grant.
-    pub(super) fn give(
-        &mut self,
-        cx: &mut Context<'_, D>,
-        page: Page,
-        home: NodeId,
-        access: Access,
-        requester: NodeId,
-        acks: u16,
-    ) {
+    pub(super) fn give(&mut self, cx: &mut Context<'_, D>, page: Page, give: Give) {
+        let Give {
+            home,
+            access,
+            requester,
+            acks,
+            pushed,
+        } = give;
         self.counters.forwards += 1;
-        let confirm = home != self.me || acks > 0;
+        let confirm = home != self.me || acks > 0 || pushed;
         let line = self.line_mut(page);
         if line.state == State::Exclusive {
             cx.out.push(Action::Protect { page });
@@ -366,6 +408,7 @@ impl<D> Engine<D> {
             contents,
             home,
             confirm,
+            pushed,
         };
         cx.send(requester, message, Body::Page(page));
         if access == Access::Write {
@@ -424,6 +467,9 @@ impl<D> Engine<D> {
             State::Evicting => line.state = State::Owned,
             State::Evicted => line.state = State::Invalid,
             _ => return self.protocol_error(),
+        }
+        if let Some(grant) = self.pushed.remove(&page) {
+            self.pushed(cx, page, grant);
         }
         if self.pending.get(&page).is_some_and(|pending| !pending.sent) {
             self.send_request(cx, page);

@@ -6,7 +6,7 @@ use migshm_protocol::ids::{EXTENT_PAGES, MAX_NODES};
 use migshm_protocol::page::{Access, Contents, PageMessage};
 use migshm_protocol::{Extent, NodeId, Page};
 
-use super::cache::{Grant, State, Take};
+use super::cache::{Give, Grant, State, Take};
 use super::directory::Directory;
 use super::{Action, Body, Context, Engine, Fill, slot};
 
@@ -16,6 +16,8 @@ use super::{Action, Body, Context, Engine, Fill, slot};
 pub(super) struct Transaction<D> {
     /// Who will say that it is done.
     pub(super) requester: NodeId,
+    /// Whether it gets the page unasked.
+    pub(super) pushed: bool,
     /// What comes next.
     pub(super) queue: VecDeque<Work<D>>,
 }
@@ -97,6 +99,17 @@ impl<D> Engine<D> {
             // The coordinator sent the requester here: this is the home from now on.
             _ => self.open_directory(cx, page.extent()),
         }
+        if let Work::WriteBack { owner, .. } = work
+            && self.is_pushed_to(page, owner)
+        {
+            // It left before the page was pushed, which the owner takes once it has this answer.
+            let accepted = false;
+            return cx.send(
+                owner,
+                PageMessage::WriteBackAck { page, accepted },
+                Body::None,
+            );
+        }
         let Some(directory) = &self.extent_mut(page.extent()).directory else {
             return;
         };
@@ -113,6 +126,11 @@ impl<D> Engine<D> {
             Some(queue) if queue.len() < limit => queue.push_back(work),
             _ => self.protocol_error(),
         }
+    }
+
+    fn is_pushed_to(&self, page: Page, node: NodeId) -> bool {
+        let transaction = self.transactions.get(&page);
+        transaction.is_some_and(|t| t.pushed && t.requester == node)
     }
 
     pub(super) fn relay(&mut self, cx: &mut Context<'_, D>, home: NodeId, work: Work<D>) {
@@ -175,6 +193,7 @@ impl<D> Engine<D> {
         has_copy: bool,
     ) {
         self.counters.requests += 1;
+        let home = self.me;
         let has_copy = self.has_copy(page, requester, has_copy);
         let directory = self.directory_mut(page);
         let slot = slot(page);
@@ -182,11 +201,16 @@ impl<D> Engine<D> {
             let _ = directory.give(slot, requester);
             return self.grant(cx, page, requester, Access::Write, 0, Fill::Zeros);
         };
-        if owner == requester && !has_copy {
-            // An owner keeps its copy until the home has taken it back.
-            return self.protocol_error();
-        }
-        let holds = has_copy && directory.is_holder(slot, requester);
+        // An owner keeps its copy until the home has taken it back: one that says that it has none has
+        // had the page pushed since it asked.
+        let holds = owner == requester || has_copy && directory.is_holder(slot, requester);
+        let give = |acks| Give {
+            home,
+            access,
+            requester,
+            acks,
+            pushed: false,
+        };
         match access {
             Access::Read if holds => {
                 let access = if directory.is_exclusive(slot) {
@@ -198,7 +222,7 @@ impl<D> Engine<D> {
             }
             Access::Read => {
                 directory.share(slot, requester);
-                self.forward(cx, page, owner, access, requester, 0);
+                self.forward(cx, page, owner, give(0));
             }
             Access::Write => {
                 let holders = directory.give(slot, requester);
@@ -207,7 +231,7 @@ impl<D> Engine<D> {
                 if holds {
                     self.grant(cx, page, requester, access, acks, Fill::InPlace);
                 } else {
-                    self.forward(cx, page, owner, access, requester, acks);
+                    self.forward(cx, page, owner, give(acks));
                 }
             }
         }
@@ -251,7 +275,7 @@ impl<D> Engine<D> {
     ) {
         let (home, confirm) = (self.me, acks > 0);
         if confirm {
-            self.begin(page, requester);
+            self.begin(page, requester, false);
         }
         if requester == self.me {
             return self.granted(
@@ -277,49 +301,75 @@ impl<D> Engine<D> {
             contents,
             home,
             confirm,
+            pushed: false,
         };
         cx.send(requester, message, Body::None);
     }
 
-    /// Has the owner give the page to the requester.
-    fn forward(
+    /// Has the owner give the page to a node that does not wait for it, if that can be done at once.
+    pub(super) fn pass_on(
         &mut self,
         cx: &mut Context<'_, D>,
         page: Page,
-        owner: NodeId,
         access: Access,
-        requester: NodeId,
-        acks: u16,
+        from: NodeId,
+        to: NodeId,
     ) {
-        let home = self.me;
+        let state = self.extent(page.extent());
+        let Some(directory) = state.and_then(|state| state.directory.as_ref()) else {
+            return;
+        };
+        let slot = slot(page);
+        let free = !directory.moving && !directory.is_busy(slot);
+        let owned = directory.owner(slot) == Some(from) && !directory.is_holder(slot, to);
+        if !free || !owned {
+            return;
+        }
+        let directory = self.directory_mut(page);
+        match access {
+            Access::Read => directory.share(slot, to),
+            Access::Write if directory.is_exclusive(slot) => drop(directory.give(slot, to)),
+            Access::Write => return,
+        }
+        let give = Give {
+            home: self.me,
+            access,
+            requester: to,
+            acks: 0,
+            pushed: true,
+        };
+        self.forward(cx, page, from, give);
+    }
+
+    /// Has the owner give the page to the requester.
+    fn forward(&mut self, cx: &mut Context<'_, D>, page: Page, owner: NodeId, give: Give) {
+        let Give {
+            access,
+            requester,
+            acks,
+            pushed,
+            ..
+        } = give;
         if owner != self.me {
-            self.begin(page, requester);
+            self.begin(page, requester, pushed);
             let message = PageMessage::Forward {
                 page,
                 access,
                 requester,
                 acks,
+                pushed,
             };
             return cx.send(owner, message, Body::None);
         }
         if !self.line(page).state.owns() {
             return self.protocol_error();
         }
-        let deferred = self.defer(
-            cx,
-            page,
-            Take::Give {
-                home,
-                access,
-                requester,
-                acks,
-            },
-        );
-        if deferred || acks > 0 {
-            self.begin(page, requester);
+        let deferred = self.defer(cx, page, Take::Give(give));
+        if deferred || acks > 0 || pushed {
+            self.begin(page, requester, pushed);
         }
         if !deferred {
-            self.give(cx, page, home, access, requester, acks);
+            self.give(cx, page, give);
         }
     }
 
@@ -353,11 +403,12 @@ impl<D> Engine<D> {
         );
     }
 
-    fn begin(&mut self, page: Page, requester: NodeId) {
+    fn begin(&mut self, page: Page, requester: NodeId, pushed: bool) {
         self.transactions.insert(
             page,
             Transaction {
                 requester,
+                pushed,
                 queue: VecDeque::new(),
             },
         );

@@ -37,7 +37,12 @@ fn no_message_makes_an_engine_panic_or_address_a_node_that_cannot_exist() {
                     extent: any_extent(random),
                     to: any_node(random),
                 },
-                3 => Input::Timeout,
+                3 if random.below(2) == 0 => Input::Timeout,
+                3 => Input::Push {
+                    page: any_page(random),
+                    access: any_access(random),
+                    to: any_node(random),
+                },
                 4 => Input::HomeIs {
                     extent: any_extent(random),
                     home: Some(any_node(random)),
@@ -117,6 +122,7 @@ fn messages_about_a_removed_segment_have_no_effect() {
         contents,
         home,
         confirm: false,
+        pushed: false,
     };
     let grant = Input::Message {
         from: NodeId(2),
@@ -136,7 +142,7 @@ fn any_message(random: &mut Random) -> PageMessage {
     let requester = any_node(random);
     let acks = random.below(3) as u16;
     let flag = random.below(2) == 0;
-    match random.below(11) {
+    match random.below(12) {
         0 => PageMessage::Request {
             page,
             access,
@@ -148,6 +154,7 @@ fn any_message(random: &mut Random) -> PageMessage {
             access,
             requester,
             acks,
+            pushed: flag,
         },
         2 => PageMessage::Invalidate { page, requester },
         3 => {
@@ -159,6 +166,7 @@ fn any_message(random: &mut Random) -> PageMessage {
                 contents,
                 home: requester,
                 confirm: flag,
+                pushed: random.below(2) == 0,
             }
         }
         4 => PageMessage::InvalidateAck { page },
@@ -173,6 +181,11 @@ fn any_message(random: &mut Random) -> PageMessage {
         },
         8 => PageMessage::Fence { extent },
         9 => PageMessage::FenceAck { extent },
+        10 => PageMessage::Push {
+            page,
+            access,
+            to: requester,
+        },
         _ => {
             let entry = |random: &mut Random| DirectoryEntry {
                 page: [0, 1, 2, u16::MAX][random.below(4)],

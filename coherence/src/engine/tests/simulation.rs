@@ -10,7 +10,7 @@ use crate::{Counters, Input, Time};
 #[test]
 fn random_runs_stay_coherent_and_come_to_rest() {
     let mut seen = Counters::default();
-    for seed in 0..1_000 {
+    for seed in 0..1_500 {
         for host in run(seed, 600).hosts {
             let counters = host.engine.counters();
             seen.forwards += counters.forwards;
@@ -20,6 +20,7 @@ fn random_runs_stay_coherent_and_come_to_rest() {
             seen.write_backs += counters.write_backs;
             seen.home_moves += counters.home_moves;
             seen.relays += counters.relays;
+            seen.pushes += counters.pushes;
         }
     }
     let Counters {
@@ -33,6 +34,7 @@ fn random_runs_stay_coherent_and_come_to_rest() {
         write_backs,
         home_moves,
         relays,
+        pushes,
         ..
     } = seen;
     let counts = [
@@ -43,6 +45,7 @@ fn random_runs_stay_coherent_and_come_to_rest() {
         write_backs,
         home_moves,
         relays,
+        pushes,
     ];
     assert!(
         counts.iter().all(|&count| count > 1_000),
@@ -73,8 +76,13 @@ fn run(seed: u64, steps: usize) -> Cluster {
         } else {
             match random.below(20) {
                 0..8 => drop(cluster.touch(now, at, index, Access::Read)),
-                8..15 => drop(cluster.touch(now, at, index, Access::Write)),
-                15..19 => cluster.handle(now, at, Input::Evict { page: page(index) }),
+                8..14 => drop(cluster.touch(now, at, index, Access::Write)),
+                14..17 => {
+                    let access = [Access::Read, Access::Write][random.below(2)];
+                    let (page, to) = (page(index), node(random.below(nodes)));
+                    cluster.handle(now, at, Input::Push { page, access, to });
+                }
+                17..19 => cluster.handle(now, at, Input::Evict { page: page(index) }),
                 _ => {
                     let to = node(random.below(nodes));
                     cluster.handle(now, at, Input::MoveHome { extent: EXTENT, to });
