@@ -178,10 +178,12 @@
 //! runs cover them.
 #![forbid(unsafe_code)]
 
+mod carry;
 mod engine;
 mod policy;
 mod sets;
 
+pub use carry::{Carry, Lock, Push};
 pub use engine::{Action, Body, Config, Counters, Engine, Fill, Footprint, Input, Memory, Time};
 pub use policy::HomePolicy;
 pub use sets::PageSet;

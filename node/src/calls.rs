@@ -4,8 +4,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
+use migshm_coherence::Lock;
 use migshm_protocol::call::{
-    Answer, Attachment, Call, Caller, Errno, Outcome, SetMemory, ShmCommand,
+    Answer, Attachment, Call, Caller, Errno, Outcome, SemBuf, SemCommand, SetMemory, ShmCommand,
 };
 use migshm_protocol::control::{FromCoordinator, Placement, ToCoordinator};
 use migshm_protocol::ids::PAGE_SIZE;
@@ -39,6 +40,22 @@ fn is_lock(call: &Call) -> bool {
             ..
         }
     )
+}
+
+/// What a call releases: by the first semaphore that it raises, or the queue that it sends to.
+fn released(call: &Call, raw: &[u8]) -> Option<Lock> {
+    match *call {
+        Call::SemOp { id, .. } => {
+            let raised = SemBuf::parse_all(raw)?.into_iter().find(|op| op.op > 0)?;
+            Some(Lock::Semaphore(id, raised.num))
+        }
+        Call::SemCtl {
+            id,
+            command: SemCommand::SetVal(num, _),
+        } => Some(Lock::Semaphore(id, num.try_into().ok()?)),
+        Call::MsgSend { id, .. } => Some(Lock::Queue(id)),
+        _ => None,
+    }
 }
 
 /// Address spaces of one user that are kept although the process that they were known by has left
@@ -566,6 +583,9 @@ impl Node {
             });
         }
         self.pending.insert(id, pending);
+        if let Some(lock) = released(&call, raw) {
+            self.push_pages(lock);
+        }
         self.tell(ToCoordinator::Call { id, caller, call }, raw);
     }
 

@@ -19,7 +19,7 @@ use std::rc::{Rc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use migshm_coherence::{Config as CoherenceConfig, Engine, HomePolicy, Time};
+use migshm_coherence::{Carry, Config as CoherenceConfig, Engine, HomePolicy, Time};
 use migshm_coordinator::{Core, Output};
 use migshm_protocol::call::{Attachment, Call, Caller, Errno, Memlock, SetMemory};
 use migshm_protocol::control::{FromCoordinator, Member, Placement, ToCoordinator};
@@ -61,6 +61,8 @@ pub struct Node {
     pub(crate) memory: Memory,
     pub(crate) engine: Engine<Bytes>,
     pub(crate) policy: HomePolicy,
+    /// What travels with which lock.
+    pub(crate) carry: Carry,
     pub(crate) coordinator: Coordinator,
     pub(crate) inbox: VecDeque<(FromCoordinator, Vec<u8>)>,
     pub(crate) outputs: Vec<Output>,
@@ -249,6 +251,7 @@ impl Node {
                 memory,
                 engine: Engine::new(id, CoherenceConfig::default()),
                 policy: HomePolicy::default(),
+                carry: Carry::default(),
                 coordinator,
                 inbox: VecDeque::new(),
                 outputs: Vec::new(),

@@ -4,10 +4,10 @@
 use std::convert::Infallible;
 
 use bytes::Bytes;
-use migshm_coherence::{Action, Body, Fill, Input, Time};
+use migshm_coherence::{Action, Body, Fill, Input, Lock, Push, Time};
 use migshm_protocol::control::{Member, Placement, ToCoordinator};
 use migshm_protocol::ids::{EXTENT_PAGES, PAGE_SIZE};
-use migshm_protocol::page::{Access, PageMessage};
+use migshm_protocol::page::{Access, Contents, PageMessage};
 use migshm_protocol::{Extent, NodeId, Page, SegmentId};
 use migshm_transport::FrameSender;
 
@@ -71,6 +71,7 @@ impl Node {
     }
 
     fn send(&mut self, to: NodeId, message: &PageMessage, body: Body<Bytes>) {
+        self.note_taken(to, message);
         if let PageMessage::HomeTransfer { extent, .. } = message {
             self.cache_extent(*extent);
         }
@@ -105,6 +106,27 @@ impl Node {
         }
     }
 
+    /// Notices what other nodes take of this one's pages.
+    fn note_taken(&mut self, to: NodeId, message: &PageMessage) {
+        if let PageMessage::Grant {
+            page,
+            access,
+            contents: Contents::Bytes | Contents::Yours,
+            pushed: false,
+            ..
+        } = *message
+        {
+            self.carry.taken(page, access, to, now());
+        }
+    }
+
+    /// A process releases a lock: what others have always taken then goes to them at once.
+    pub(crate) fn push_pages(&mut self, lock: Lock) {
+        for Push { page, access, to } in self.carry.released(lock, now()) {
+            self.drive(Input::Push { page, access, to });
+        }
+    }
+
     /// The time that the engine wanted to be told of has come.
     pub(crate) fn on_timeout(&mut self) {
         self.timer_set = None;
@@ -119,6 +141,9 @@ impl Node {
         if data.as_ref().is_some_and(|bytes| bytes.len() != PAGE_SIZE) {
             tracing::warn!(%from, "page contents of a wrong length");
             return;
+        }
+        if let PageMessage::Invalidate { page, requester } = message {
+            self.carry.taken(page, Access::Write, requester, now());
         }
         let segment = message.segment();
         if let PageMessage::Request {
@@ -350,6 +375,7 @@ impl Node {
         self.arming.remove(&segment);
         self.turns.remove_segment(segment);
         self.policy.retain(|extent| extent.segment != segment);
+        self.carry.retain(|page| page.segment != segment);
         self.cached.remove_segment(segment);
     }
 

@@ -277,13 +277,15 @@ impl<D> Engine<D> {
             Access::Write => line.state == State::Exclusive,
         };
         match self.home_of(page.extent()) {
-            Some(home) if can && !line.wanted && home == self.me => {
+            // What came and was not used here was not written here under the lock either.
+            Some(_) if !can || line.wanted || !cx.memory.touched(page) => {}
+            Some(home) if home == self.me => {
                 self.pass_on(cx, page, access, home, to);
             }
-            Some(home) if can && !line.wanted => {
+            Some(home) => {
                 cx.send(home, PageMessage::Push { page, access, to }, Body::None);
             }
-            _ => {}
+            None => {}
         }
     }
 
