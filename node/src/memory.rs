@@ -369,13 +369,14 @@ impl Memory {
     /// Takes a page from every process and frees it.
     pub fn drop_page(&mut self, page: Page) {
         self.unplaced.remove(&page);
-        self.release(page);
+        self.empty_replicas(page);
         let Some(segment) = self.segments.get(&page.segment) else {
             return;
         };
         if let Err(error) = segment.punch(page.offset()) {
             tracing::error!(%page, %error, "cannot drop page");
         }
+        self.spaces.unprotect_gone(page);
     }
 
     /// Makes the page raise SIGBUS where somebody waits for it.

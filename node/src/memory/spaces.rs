@@ -505,11 +505,23 @@ impl Spaces {
     /// Keeps every process from writing a page, mapped there yet or not.
     pub(super) fn protect(&mut self, page: Page) {
         self.note_protection(page, true);
+        self.set_protection(page, true);
+    }
+
+    /// Lifts the protection of a page that is gone: its page table entries are, their mark is not.
+    pub(super) fn unprotect_gone(&mut self, page: Page) {
+        if self.is_protected(page) {
+            self.note_protection(page, false);
+            self.set_protection(page, false);
+        }
+    }
+
+    fn set_protection(&mut self, page: Page, on: bool) {
         self.for_each_mapping(page.segment, |spaces, mapping| {
             if mapping.view == View::Pages
                 && let Some(address) = mapping.address_of(page.index)
             {
-                spaces.in_space(mapping.space, |uffd| uffd.protect(address, PAGE, true));
+                spaces.in_space(mapping.space, |uffd| uffd.protect(address, PAGE, on));
             }
         });
     }
