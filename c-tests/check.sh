@@ -98,6 +98,7 @@ while [ $round -lt "$repeat" ]; do
     check undo 4 --rounds "$(n 50)"
     check killed 2 --rounds "$(n 200)"
     check multi 5 --ops "$(n 2000)"
+    check ring 4 --rounds "$(n 1000)"
     check waitzero 4 --rounds "$(n 200)"
     check ops 2
     check messages 2

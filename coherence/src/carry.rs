@@ -14,7 +14,7 @@ use rustc_hash::FxHashMap;
 use crate::Time;
 
 /// For how long after a release what others take counts as taken because of it, in nanoseconds.
-const WINDOW: Time = 20_000_000;
+const WINDOW: Time = 1_000_000_000;
 /// How often in a row a page has to be taken before it is pushed.
 const PROVEN: u32 = 2;
 /// Every so many releases a page is not pushed, to see whether it is asked for.

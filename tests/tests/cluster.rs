@@ -37,6 +37,21 @@ fn semaphores_order_what_is_shared() {
 }
 
 #[test]
+fn a_lock_carries_the_pages_that_it_guards() {
+    let lab = Lab::new(3);
+    lab.spread("ring", 3, &["--rounds", "500", "--pages", "3"]);
+    let count = |what: &str| -> u64 {
+        let of = |node| lab.status(node)["coherence"][what].as_u64();
+        (1..=3).filter_map(of).sum()
+    };
+    // All but the first few come unasked, and then some now and then, to see if they are wanted.
+    let (passes, pushes, faults) = (3 * 3 * 500, count("pushes"), count("faults"));
+    assert!(pushes > passes * 9 / 10, "{pushes} pushes");
+    assert!(faults < passes / 2, "{faults} faults");
+    assert_eq!(count("protocol_errors"), 0);
+}
+
+#[test]
 fn messages_reach_whom_they_are_for() {
     let lab = Lab::new(3);
     lab.spread("messages", 2, &[]);
