@@ -15,6 +15,7 @@ use crate::figures::{Figure, Series, Unit, Wanted};
 use crate::process::Worker;
 use crate::sysv::PAGE;
 use crate::tasks::Task;
+use crate::topics::Topics;
 use crate::{Effort, Installation, this_program};
 
 /// Node 1, which has the pages at first, and another.
@@ -30,26 +31,56 @@ const SMALL_ECHO: (&str, usize, usize) = ("echo 64 B", 64, 64);
 /// The first key of the segments and semaphore sets made here: of a cluster that nobody else uses.
 const FIRST_KEY: i32 = 0x4d00_0000;
 
-/// Starts a lab and measures inside it.
+/// A lab to be started, and what is measured in it.
+pub struct Plan {
+    nodes: usize,
+    groups: &'static [Group],
+}
+
+/// The figures of a topic, whose rounds are measured together.
+type Group = (&'static str, fn(&mut Lab, Effort) -> Result<Vec<Figure>>);
+
+/// All labs.
+pub const LABS: [Plan; 2] = [
+    Plan {
+        nodes: 2,
+        groups: &[
+            ("fault", faults),
+            ("scan", scans),
+            ("handover", hand_overs),
+            ("busy", faults_of_busy_nodes),
+        ],
+    },
+    Plan {
+        nodes: 3,
+        groups: &[("upgrade", upgrades)],
+    },
+];
+
+/// Starts the lab with this index and measures inside it what is wanted.
 ///
 /// # Errors
 /// Something does not work.
 pub fn measure(
-    nodes: usize,
+    lab: usize,
     effort: Effort,
+    topics: &Topics,
     installation: &Installation,
     scratch: &Path,
 ) -> Result<Vec<Figure>> {
-    let results = scratch.join(format!("{nodes}-nodes.json"));
+    let Plan { nodes, groups } = LABS[lab];
+    if !groups.iter().any(|(topic, _)| topics.want(topic)) {
+        return Ok(Vec::new());
+    }
+    let results = scratch.join(format!("lab-{lab}.json"));
     let mut command = Command::new(&installation.program);
     command.args(["lab", "--nodes", &nodes.to_string(), "--"]);
     command
         .arg(this_program()?)
-        .arg("in-lab")
-        .arg(nodes.to_string())
-        .arg(&results);
-    command
+        .args(["in-lab", &lab.to_string()])
+        .arg(&results)
         .args(effort.argument())
+        .args(&topics.0)
         .env("MIGSHM", &installation.program);
     let status = command
         .stdin(Stdio::null())
@@ -61,138 +92,131 @@ pub fn measure(
     Ok(serde_json::from_slice(&results)?)
 }
 
-/// Measures what `nodes` nodes show, and writes it to the file `results`.
+/// Measures what is wanted of a lab, inside it, and writes it to the file `results`.
 ///
 /// # Errors
 /// Something does not work.
 pub fn measure_in_lab(
-    nodes: usize,
+    plan: &Plan,
     effort: Effort,
+    topics: &Topics,
     installation: &Installation,
     results: &Path,
 ) -> Result<()> {
     let scratch = tempfile::tempdir()?;
-    let mut lab = Lab::start(nodes, installation, scratch.path())?;
-    let figures = if nodes == 2 {
-        between_two(&mut lab, effort)?
-    } else {
-        among_three(&mut lab, effort)?
-    };
+    let mut lab = Lab::start(plan.nodes, installation, scratch.path())?;
+    let mut figures = Vec::new();
+    for (topic, measure) in plan.groups {
+        if topics.want(topic) {
+            eprintln!("{} nodes: {topic}", plan.nodes);
+            figures.extend(measure(&mut lab, effort)?);
+        }
+    }
     Ok(std::fs::write(results, serde_json::to_vec(&figures)?)?)
 }
 
-fn between_two(lab: &mut Lab, effort: Effort) -> Result<Vec<Figure>> {
-    let Effort {
-        rounds,
-        pages,
-        bulk_pages,
-        exchanges,
-        hand_overs,
-        ..
-    } = effort;
-    let [mut read, mut write, mut page_echo] = <[Series; 3]>::default();
-    let [mut handed, mut small_echo] = <[Series; 2]>::default();
-    let [mut scan, mut stream] = <[Series; 2]>::default();
-    let [mut idle, mut loaded] = <[Series; 2]>::default();
-    for round in 1..=rounds {
-        eprintln!("two nodes, round {round} of {rounds}");
-        page_echo.push(lab.echo(PAGE_ECHO, exchanges)?);
-        read.push(lab.touch(pages, SECOND, false, &[])?);
-        page_echo.push(lab.echo(PAGE_ECHO, exchanges)?);
-        write.push(lab.touch(pages, SECOND, true, &[])?);
-        small_echo.push(lab.echo(SMALL_ECHO, exchanges)?);
-        handed.push(lab.hand_over(hand_overs)?);
-        stream.push(lab.echo(("", PAGE_ECHO.1, bulk_pages * PAGE), 1)?);
-        scan.push(lab.scan(bulk_pages)?);
-        idle.push(lab.touch(pages, SECOND, false, &[])?);
-        loaded.push({
-            let _load = Load::start()?;
-            lab.touch(pages, SECOND, false, &[])?
-        });
+fn faults(lab: &mut Lab, effort: Effort) -> Result<Vec<Figure>> {
+    let [mut read, mut write, mut echo] = <[Series; 3]>::default();
+    for _ in 0..effort.rounds {
+        echo.push(lab.echo(PAGE_ECHO, effort.exchanges)?);
+        read.push(lab.touch(effort.pages, SECOND, false, &[])?);
+        echo.push(lab.echo(PAGE_ECHO, effort.exchanges)?);
+        write.push(lab.touch(effort.pages, SECOND, true, &[])?);
     }
-    let us = Unit::Microseconds;
-    let page = (PAGE_ECHO.0, &page_echo);
-    let at_most = |bound| Some(Wanted::AtMost(bound));
-    let throughput = Unit::GigabytesPerSecond(bulk_pages * PAGE);
+    let figure = |name, series, percent, wanted| {
+        let echo = (PAGE_ECHO.0, &echo);
+        Figure::new(name, series, echo, percent, Unit::Microseconds, wanted)
+    };
     Ok(vec![
-        Figure::new("remote read fault, p50", &read, page, 50, us, at_most(1.5)),
-        Figure::new("remote read fault, p99", &read, page, 99, us, at_most(3.0)),
-        Figure::new("remote write fault, p50", &write, page, 50, us, None),
-        Figure::new("remote write fault, p99", &write, page, 99, us, None),
-        Figure::new(
-            "sequential read of a remote segment",
-            &scan,
-            ("QUIC stream", &stream),
+        figure(
+            "remote read fault, p50",
+            &read,
             50,
-            throughput,
-            Some(Wanted::AtLeast(0.7)),
+            Some(Wanted::AtMost(1.5)),
         ),
-        Figure::new(
-            "hand-over of a guarded page",
-            &handed,
-            (SMALL_ECHO.0, &small_echo),
-            50,
-            us,
-            at_most(3.0),
-        ),
-        Figure::new(
-            "remote read fault, all cores busy, p50",
-            &loaded,
-            ("idle", &idle),
-            50,
-            us,
-            at_most(2.0),
-        ),
-        Figure::new(
-            "remote read fault, all cores busy, p99",
-            &loaded,
-            ("idle", &idle),
+        figure(
+            "remote read fault, p99",
+            &read,
             99,
-            us,
-            at_most(2.0),
+            Some(Wanted::AtMost(3.0)),
         ),
+        figure("remote write fault, p50", &write, 50, None),
+        figure("remote write fault, p99", &write, 99, None),
     ])
 }
 
-fn among_three(lab: &mut Lab, effort: Effort) -> Result<Vec<Figure>> {
-    let Effort {
-        rounds,
-        pages,
-        exchanges,
-        ..
-    } = effort;
-    let [mut at_home, mut elsewhere, mut page_echo] = <[Series; 3]>::default();
-    for round in 1..=rounds {
-        eprintln!("three nodes, round {round} of {rounds}");
-        page_echo.push(lab.echo(PAGE_ECHO, exchanges)?);
-        at_home.push(lab.touch(pages, FIRST, true, &[SECOND, THIRD])?);
-        page_echo.push(lab.echo(PAGE_ECHO, exchanges)?);
-        elsewhere.push(lab.touch(pages, SECOND, true, &[FIRST, THIRD])?);
+fn scans(lab: &mut Lab, effort: Effort) -> Result<Vec<Figure>> {
+    let pages = effort.bulk_pages;
+    let [mut scan, mut stream] = <[Series; 2]>::default();
+    for _ in 0..effort.rounds {
+        stream.push(lab.echo(("", PAGE_ECHO.1, pages * PAGE), 1)?);
+        scan.push(lab.scan(pages)?);
     }
-    let (us, page) = (Unit::Microseconds, (PAGE_ECHO.0, &page_echo));
-    let wanted = Some(Wanted::AtMost(2.5));
+    Ok(vec![Figure::new(
+        "sequential read of a remote segment",
+        &scan,
+        ("QUIC stream", &stream),
+        50,
+        Unit::GigabytesPerSecond(pages * PAGE),
+        Some(Wanted::AtLeast(0.7)),
+    )])
+}
+
+fn hand_overs(lab: &mut Lab, effort: Effort) -> Result<Vec<Figure>> {
+    let [mut handed, mut echo] = <[Series; 2]>::default();
+    for _ in 0..effort.rounds {
+        echo.push(lab.echo(SMALL_ECHO, effort.exchanges)?);
+        handed.push(lab.hand_over(effort.hand_overs)?);
+    }
+    Ok(vec![Figure::new(
+        "hand-over of a guarded page",
+        &handed,
+        (SMALL_ECHO.0, &echo),
+        50,
+        Unit::Microseconds,
+        Some(Wanted::AtMost(3.0)),
+    )])
+}
+
+fn faults_of_busy_nodes(lab: &mut Lab, effort: Effort) -> Result<Vec<Figure>> {
+    let [mut idle, mut loaded] = <[Series; 2]>::default();
+    for _ in 0..effort.rounds {
+        idle.push(lab.touch(effort.pages, SECOND, false, &[])?);
+        loaded.push({
+            let _load = Load::start()?;
+            lab.touch(effort.pages, SECOND, false, &[])?
+        });
+    }
+    let figure = |name, percent| {
+        let (idle, wanted) = (("idle", &idle), Some(Wanted::AtMost(2.0)));
+        Figure::new(name, &loaded, idle, percent, Unit::Microseconds, wanted)
+    };
     Ok(vec![
-        Figure::new(
-            "write fault, page read by two, at its home",
-            &at_home,
-            page,
-            50,
-            us,
-            wanted,
-        ),
-        Figure::new(
-            "write fault, page read by two, elsewhere",
-            &elsewhere,
-            page,
-            50,
-            us,
-            wanted,
-        ),
+        figure("remote read fault, all cores busy, p50", 50),
+        figure("remote read fault, all cores busy, p99", 99),
+    ])
+}
+
+fn upgrades(lab: &mut Lab, effort: Effort) -> Result<Vec<Figure>> {
+    let [mut at_home, mut elsewhere, mut echo] = <[Series; 3]>::default();
+    for _ in 0..effort.rounds {
+        echo.push(lab.echo(PAGE_ECHO, effort.exchanges)?);
+        at_home.push(lab.touch(effort.pages, FIRST, true, &[SECOND, THIRD])?);
+        echo.push(lab.echo(PAGE_ECHO, effort.exchanges)?);
+        elsewhere.push(lab.touch(effort.pages, SECOND, true, &[FIRST, THIRD])?);
+    }
+    let figure = |name, series| {
+        let (echo, wanted) = ((PAGE_ECHO.0, &echo), Some(Wanted::AtMost(2.5)));
+        Figure::new(name, series, echo, 50, Unit::Microseconds, wanted)
+    };
+    Ok(vec![
+        figure("write fault, page read by two, at its home", &at_home),
+        figure("write fault, page read by two, elsewhere", &elsewhere),
     ])
 }
 
 /// A worker on each node, and the ends of the echo.
-struct Lab {
+pub struct Lab {
     nodes: Vec<Worker>,
     client: Worker,
     _server: Worker,

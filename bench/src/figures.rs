@@ -8,6 +8,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::machine::Machine;
+
 /// One thing measured in every round; samples in nanoseconds for one operation.
 #[derive(Clone, Debug, Default)]
 pub struct Series(Vec<Vec<f64>>);
@@ -151,17 +153,15 @@ impl Figure {
 /// What was measured, and where.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// Processors that this process may use.
-    pub cores: usize,
-    /// Of `uname(2)`.
-    pub kernel: String,
+    /// This one.
+    pub machine: Machine,
     /// All of them.
     pub figures: Vec<Figure>,
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} cores, Linux {}\n", self.cores, self.kernel)?;
+        writeln!(f, "{}\n", self.machine)?;
         let row = |f: &mut fmt::Formatter<'_>, cells: [&str; 7]| {
             let [name, value, unit, reference, reference_value, ratio, wanted] = cells;
             let line = format!(

@@ -1,6 +1,6 @@
 //! Benchmarks of migshm: every figure as a ratio to a reference measured in the same run.
 //!
-//! `migshm-bench [--quick] [--json]` measures one node against the kernel's own System V IPC
+//! `migshm bench` starts this program. It measures one node against the kernel's own System V IPC
 //! ([`one_node`]) and nodes of this machine against a bare QUIC stream ([`cluster`]). Value and
 //! reference are measured in turns, so that noise hits both, and a figure is a median over the
 //! turns ([`figures`]). It exits with 0 whatever the figures are, and with 1 if something does not
@@ -19,31 +19,41 @@
 mod cluster;
 mod echo;
 mod figures;
+mod machine;
 mod one_node;
 mod process;
 mod sysv;
 mod tasks;
+mod topics;
 
-use std::ffi::CStr;
 use std::io;
-use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
-use std::thread::available_parallelism;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
 
 use crate::figures::Report;
+use crate::machine::Machine;
 use crate::tasks::Tasks;
+use crate::topics::Topics;
 
-const USAGE: &str = "\
-usage: migshm-bench [--quick] [--json]
-
-Measures migshm on this machine, each figure beside a reference of the same run. Needs root (a
-private IPC namespace, page tracking), and `migshm` and `libmigshm.so` beside this program or where
-$MIGSHM, the path of `migshm`, says.
-
-  --quick   less than a minute, with more noise
-  --json    for programs";
+/// Measure migshm on this machine, each figure beside a reference of the same run.
+///
+/// Needs root (a private IPC namespace, page tracking), and `migshm` and `libmigshm.so` beside this
+/// program or where $MIGSHM, the path of `migshm`, says.
+#[derive(Debug, Parser)]
+#[command(name = "migshm bench", version)]
+struct Options {
+    /// Less effort, more noise.
+    #[arg(long)]
+    quick: bool,
+    /// For programs.
+    #[arg(long)]
+    json: bool,
+    /// What to measure, instead of everything.
+    #[arg(value_name = "TOPIC", value_parser = topics::names())]
+    topics: Vec<String>,
+}
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -59,52 +69,40 @@ fn main() -> Result<()> {
         ["echo-server", pki] => echo::server(Path::new(pki)),
         ["echo-client", pki, address] => echo::client(Path::new(pki), address.parse()?),
         ["compute"] => compute(),
-        ["in-lab", nodes, results, ref options @ ..] => {
-            let effort = Effort::of(options.contains(&QUICK));
+        ["in-lab", lab, results, ref options @ ..] => {
+            let options = Options::parse_from([&["migshm bench"], options].concat());
             cluster::measure_in_lab(
-                nodes.parse()?,
-                effort,
+                &cluster::LABS[lab.parse::<usize>()?],
+                options.effort(),
+                &Topics(options.topics),
                 &Installation::find()?,
                 Path::new(results),
             )
         }
-        ["--help" | "-h"] => {
-            println!("{USAGE}");
-            Ok(())
-        }
-        ref options => {
-            if let Some(unknown) = options
-                .iter()
-                .find(|option| ![QUICK, JSON].contains(option))
-            {
-                bail!("unknown argument {unknown:?}\n\n{USAGE}");
-            }
-            measure(
-                Effort::of(options.contains(&QUICK)),
-                options.contains(&JSON),
-            )
-        }
+        _ => measure(Options::parse()),
     }
 }
 
-fn measure(effort: Effort, json: bool) -> Result<()> {
+fn measure(options: Options) -> Result<()> {
+    let effort = options.effort();
+    let topics = Topics(options.topics);
     let installation = Installation::find()?;
     let scratch = tempfile::tempdir()?;
-    let mut figures = one_node::measure(effort, &installation, scratch.path())?;
-    for nodes in [2, 3] {
+    let mut figures = one_node::measure(effort, &topics, &installation, scratch.path())?;
+    for lab in 0..cluster::LABS.len() {
         figures.extend(cluster::measure(
-            nodes,
+            lab,
             effort,
+            &topics,
             &installation,
             scratch.path(),
         )?);
     }
     let report = Report {
-        cores: available_parallelism()?.get(),
-        kernel: kernel()?,
+        machine: Machine::this()?,
         figures,
     };
-    if json {
+    if options.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         print!("{report}");
@@ -112,8 +110,17 @@ fn measure(effort: Effort, json: bool) -> Result<()> {
     Ok(())
 }
 
+impl Options {
+    fn effort(&self) -> Effort {
+        if self.quick {
+            Effort::QUICK
+        } else {
+            Effort::FULL
+        }
+    }
+}
+
 const QUICK: &str = "--quick";
-const JSON: &str = "--json";
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -162,10 +169,6 @@ impl Effort {
         exchanges: 2000,
         hand_overs: 500,
     };
-
-    fn of(quick: bool) -> Effort {
-        if quick { Effort::QUICK } else { Effort::FULL }
-    }
 
     /// What a child has to be told to do as much.
     fn argument(self) -> Option<&'static str> {
@@ -217,13 +220,4 @@ fn compute() -> Result<()> {
     loop {
         std::hint::spin_loop();
     }
-}
-
-fn kernel() -> io::Result<String> {
-    let mut names = MaybeUninit::<libc::utsname>::uninit();
-    // SAFETY: a live out pointer.
-    sysv::check(unsafe { libc::uname(names.as_mut_ptr()) })?;
-    // SAFETY: the call has filled it with C strings.
-    let release = unsafe { CStr::from_ptr((*names.as_ptr()).release.as_ptr()) };
-    Ok(release.to_string_lossy().into_owned())
 }

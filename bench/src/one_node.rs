@@ -11,6 +11,7 @@ use crate::figures::{Figure, Series, Unit, Wanted};
 use crate::process::Worker;
 use crate::sysv::PAGE;
 use crate::tasks::Task;
+use crate::topics::Topics;
 use crate::{Effort, Installation, this_program};
 
 /// A program that uses no System V IPC.
@@ -28,7 +29,12 @@ const AS_NATIVE: Option<Wanted> = Some(Wanted::AtLeast(0.98));
 ///
 /// # Errors
 /// Something does not work.
-pub fn measure(effort: Effort, installation: &Installation, scratch: &Path) -> Result<Vec<Figure>> {
+pub fn measure(
+    effort: Effort,
+    topics: &Topics,
+    installation: &Installation,
+    scratch: &Path,
+) -> Result<Vec<Figure>> {
     let Effort {
         rounds,
         short,
@@ -38,18 +44,21 @@ pub fn measure(effort: Effort, installation: &Installation, scratch: &Path) -> R
     } = effort;
     let plan = [
         (
+            "attach",
             "shmget + shmat + shmdt + IPC_RMID",
             Task::AttachCycle { times: short },
             Unit::Microseconds,
             Some(Wanted::AtMost(5.0)),
         ),
         (
+            "touch",
             "first touch of a page",
             Task::FirstTouch { pages: PAGES },
             Unit::Nanoseconds,
             Some(Wanted::AtMost(1.02)),
         ),
         (
+            "stream",
             "streaming read",
             Task::StreamRead {
                 pages: PAGES,
@@ -59,6 +68,7 @@ pub fn measure(effort: Effort, installation: &Installation, scratch: &Path) -> R
             AS_NATIVE,
         ),
         (
+            "stream",
             "streaming write",
             Task::StreamWrite {
                 pages: PAGES,
@@ -68,12 +78,14 @@ pub fn measure(effort: Effort, installation: &Installation, scratch: &Path) -> R
             AS_NATIVE,
         ),
         (
+            "random",
             "random access",
             Task::RandomAccess { pages: PAGES },
             Unit::MillionsPerSecond,
             AS_NATIVE,
         ),
         (
+            "semop",
             "semop",
             Task::Semop {
                 times: calls,
@@ -83,6 +95,7 @@ pub fn measure(effort: Effort, installation: &Installation, scratch: &Path) -> R
             Some(Wanted::AtMost(0.3)),
         ),
         (
+            "semop",
             "semop with SEM_UNDO",
             Task::Semop {
                 times: calls,
@@ -92,12 +105,14 @@ pub fn measure(effort: Effort, installation: &Installation, scratch: &Path) -> R
             Some(Wanted::AtMost(0.7)),
         ),
         (
+            "pingpong",
             "semop round trip of two processes",
             Task::PingPong { times: short },
             Unit::Microseconds,
             Some(Wanted::AtMost(1.1)),
         ),
         (
+            "fork",
             "fork + wait with an attach",
             Task::Fork { times: short },
             Unit::Microseconds,
@@ -117,7 +132,10 @@ pub fn measure(effort: Effort, installation: &Installation, scratch: &Path) -> R
             .env("MIGSHM_RUNTIME_DIR", scratch.join("one-node")),
     )?;
     let mut figures = Vec::new();
-    for (name, task, unit, wanted) in plan {
+    for (topic, name, task, unit, wanted) in plan {
+        if !topics.want(topic) {
+            continue;
+        }
         eprintln!("{name}");
         let (mut kernel, mut migshm) = (Series::default(), Series::default());
         for _ in 0..rounds {
@@ -133,7 +151,9 @@ pub fn measure(effort: Effort, installation: &Installation, scratch: &Path) -> R
             wanted,
         ));
     }
-    figures.push(start_up(effort, installation)?);
+    if topics.want("start") {
+        figures.push(start_up(effort, installation)?);
+    }
     Ok(figures)
 }
 

@@ -6,11 +6,13 @@
 //! | [`pki`] | `pki` |
 //! | [`run`], [`elf`] | `run` |
 //! | [`lab`], [`labctl`], [`hosts`], [`netns`] | `lab`, `labctl` |
+//! | [`bench`] | `bench` |
 //! | [`tools`] | `status`, `ipcs`, `ipcrm` |
 //!
 //! Every option comes from, in this order: the command line, the environment (`MIGSHM_*`), the
 //! configuration file ([`config`]), its default.
 
+mod bench;
 mod config;
 mod daemons;
 mod elf;
@@ -50,6 +52,7 @@ enum Command {
     Ipcs(tools::IpcsArgs),
     Ipcrm(tools::IpcrmArgs),
     Pki(pki::Args),
+    Bench(bench::Args),
     #[command(hide = true)]
     ReapLab(lab::ReapArgs),
 }
@@ -87,6 +90,7 @@ fn execute() -> anyhow::Result<ExitCode> {
         Command::Ipcs(args) => tools::ipcs(args),
         Command::Ipcrm(args) => tools::ipcrm(args),
         Command::Pki(args) => pki::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::ReapLab(args) => lab::reap(args),
     }
 }
