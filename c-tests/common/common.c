@@ -33,7 +33,7 @@ static char timeout_message[160];
 static struct {
     enum { SEGMENT, SEMAPHORES, QUEUE } kind;
     int id;
-} objects[3 * MAX_SLOTS + 1];
+} objects[3 * MAX_SLOTS + 2];
 static int object_count;
 
 static void remember(int kind, int id)
@@ -303,6 +303,38 @@ void team_barrier(struct team *team)
     semaphore_change(team->control, phase, 0, 0);
     if (team->rank == 0)
         semaphore_change(team->control, !phase, team->ranks, 0);
+}
+
+void team_result(struct team *team, double seconds, uint64_t part)
+{
+    /* A page for each rank. */
+    uint64_t(*parts)[PAGE / sizeof(uint64_t)] =
+        team_segment(team, MAX_SLOTS, (size_t)team->ranks * sizeof *parts);
+    parts[team->rank][0] = part;
+    team_barrier(team);
+    if (team->rank != 0)
+        return;
+    uint64_t sum = 0;
+    for (int rank = 0; rank < team->ranks; rank++)
+        sum += parts[rank][0];
+    printf("parallel: %.6f s\nresult: %016lx\n", seconds, sum);
+}
+
+void print_sequential(double seconds)
+{
+    printf("sequential: %.6f s\n", seconds);
+}
+
+uint64_t digest(uint64_t place, uint64_t value)
+{
+    uint64_t state = place;
+    state = random_next(&state) ^ value;
+    return random_next(&state);
+}
+
+long share_of(const struct team *team, int rank, long count)
+{
+    return count * rank / team->ranks;
 }
 
 static void run_rank(const struct program *program, struct team team)

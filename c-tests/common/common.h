@@ -30,7 +30,7 @@
 enum {
     PAGE = 4096,
     MAX_RANKS = 64,
-    MAX_SLOTS = 254,    /* objects of each kind that a program may have besides the control set */
+    MAX_SLOTS = 253, /* objects of each kind that a program may have besides those of the team */
     SEMAPHORE_MAX = 32767, /* SEMVMX of Linux */
 };
 
@@ -72,6 +72,25 @@ int team_main(int argc, char **argv, const struct program *);
 
 /* Returns when all ranks have called it; what they wrote before is visible after. */
 void team_barrier(struct team *);
+
+/*
+ * The result of a computation as one number, printed by rank 0 with the seconds that it took. It
+ * is the sum of what each rank gives; all ranks call it. The form is for benchmarks to read:
+ *
+ *     parallel: 1.234567 s
+ *     result: 0123456789abcdef
+ */
+void team_result(struct team *, double seconds, uint64_t part);
+
+/* Prints the time of the sequential computation in the same form. */
+void print_sequential(double seconds);
+
+/* One part of a result; the sum over all parts does not depend on their order. */
+uint64_t digest(uint64_t place, uint64_t value);
+
+/* Where the share of this rank begins when `count` things are divided; it ends where the next one's
+ * begins. */
+long share_of(const struct team *, int rank, long count);
 
 /* The key of the program's object in `slot`. */
 key_t team_key(const struct team *, int slot);
