@@ -82,6 +82,13 @@ while [ $round -lt "$repeat" ]; do
     round=$((round + 1))
     check mandelbrot 4 --width 320 --height 200 --self-check --output build/small
     check heat 4 --steps "$(n 200)"
+    check heat 4 --steps "$(n 100)" --sor
+    check matmul 4 --size 256
+    check intsort 4
+    check tsp 4 --cities 14
+    check water 4 --steps "$(n 10)"
+    check pipeline 4 --blocks "$(n 500)"
+    check hashtable 4 --ops "$(n 5000)"
     for order in sc fenced relaxed; do
         check litmus 4 --rounds "$(n 100000)" --order $order
     done

@@ -309,6 +309,7 @@ static void run(struct team *team)
     team_barrier(team);
     double seconds = now() - start;
 
+    expect(queue->best.count == cities, "there is no best tour");
     printf("rank %d searched %ld of %ld tours\n", team->rank, searched, queue->taken);
     fflush(stdout);
     team_result(team, seconds, team->rank == 0 ? (uint64_t)queue->best.length : 0);

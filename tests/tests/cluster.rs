@@ -79,6 +79,13 @@ fn system_calls_reach_pages_that_another_node_holds() {
 fn nodes_compute_what_one_process_computes() {
     let lab = Lab::new(3);
     lab.spread("heat", 3, &["--steps", "50"]);
+    lab.spread("heat", 3, &["--steps", "20", "--sor"]);
+    lab.spread("matmul", 3, &["--size", "200"]);
+    lab.spread("intsort", 3, &[]);
+    lab.spread("tsp", 3, &["--cities", "14"]);
+    lab.spread("water", 3, &["--steps", "4"]);
+    lab.spread("pipeline", 3, &["--blocks", "100"]);
+    lab.spread("hashtable", 3, &["--ops", "500"]);
     let picture = lab.directory().join("picture");
     let picture = picture.to_str().expect("a plain path");
     let options = ["--width", "160", "--height", "100", "--self-check"];
