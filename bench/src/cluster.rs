@@ -16,7 +16,7 @@ use crate::process::Worker;
 use crate::sysv::PAGE;
 use crate::tasks::Task;
 use crate::topics::Topics;
-use crate::{Effort, Installation, this_program};
+use crate::{Effort, Installation, speed_up, this_program};
 
 /// Node 1, which has the pages at first, and another.
 const FIRST: usize = 0;
@@ -34,6 +34,8 @@ const FIRST_KEY: i32 = 0x4d00_0000;
 /// A lab to be started, and what is measured in it.
 pub struct Plan {
     nodes: usize,
+    /// Whether each node has a core of its own and no other.
+    confined: bool,
     groups: &'static [Group],
 }
 
@@ -41,9 +43,10 @@ pub struct Plan {
 type Group = (&'static str, fn(&mut Lab, Effort) -> Result<Vec<Figure>>);
 
 /// All labs.
-pub const LABS: [Plan; 2] = [
+pub const LABS: [Plan; 3] = [
     Plan {
         nodes: 2,
+        confined: false,
         groups: &[
             ("fault", faults),
             ("scan", scans),
@@ -53,7 +56,26 @@ pub const LABS: [Plan; 2] = [
     },
     Plan {
         nodes: 3,
+        confined: false,
         groups: &[("upgrade", upgrades)],
+    },
+    Plan {
+        nodes: 2,
+        confined: true,
+        groups: &[
+            ("matmul", |lab, effort| {
+                speed_up::measure(&speed_up::MATRIX_PRODUCT, lab, effort)
+            }),
+            ("tsp", |lab, effort| {
+                speed_up::measure(&speed_up::TSP, lab, effort)
+            }),
+            ("sort", |lab, effort| {
+                speed_up::measure(&speed_up::INTEGER_SORT, lab, effort)
+            }),
+            ("jacobi", |lab, effort| {
+                speed_up::measure(&speed_up::JACOBI, lab, effort)
+            }),
+        ],
     },
 ];
 
@@ -68,7 +90,7 @@ pub fn measure(
     installation: &Installation,
     scratch: &Path,
 ) -> Result<Vec<Figure>> {
-    let Plan { nodes, groups } = LABS[lab];
+    let Plan { nodes, groups, .. } = LABS[lab];
     if !groups.iter().any(|(topic, _)| topics.want(topic)) {
         return Ok(Vec::new());
     }
@@ -104,6 +126,9 @@ pub fn measure_in_lab(
     results: &Path,
 ) -> Result<()> {
     let scratch = tempfile::tempdir()?;
+    if plan.confined {
+        speed_up::confine(installation)?;
+    }
     let mut lab = Lab::start(plan.nodes, installation, scratch.path())?;
     let mut figures = Vec::new();
     for (topic, measure) in plan.groups {
@@ -217,6 +242,7 @@ fn upgrades(lab: &mut Lab, effort: Effort) -> Result<Vec<Figure>> {
 
 /// A worker on each node, and the ends of the echo.
 pub struct Lab {
+    installation: Installation,
     nodes: Vec<Worker>,
     client: Worker,
     _server: Worker,
@@ -225,14 +251,10 @@ pub struct Lab {
 
 impl Lab {
     fn start(nodes: usize, installation: &Installation, scratch: &Path) -> Result<Lab> {
-        let start_node = |number| {
-            let name = format!("node{number}");
-            let mut command = Command::new(&installation.program);
-            command
-                .args(["run", "--on", &name, "--"])
-                .arg(this_program()?)
-                .arg("worker");
-            Worker::start(name, &mut command)
+        let start_node = |node| {
+            let name = format!("node{}", node + 1);
+            let mut command = program_on(installation, node, &this_program()?);
+            Worker::start(name, command.arg("worker"))
         };
         echo::prepare(scratch)?;
         let command = || Ok::<_, anyhow::Error>(Command::new(this_program()?));
@@ -245,8 +267,9 @@ impl Lab {
             "the echo client",
             command()?.arg("echo-client").arg(scratch).arg(address),
         )?;
-        let nodes = (1..=nodes).map(start_node).collect::<Result<_>>()?;
+        let nodes = (0..nodes).map(start_node).collect::<Result<_>>()?;
         Ok(Lab {
+            installation: installation.clone(),
             nodes,
             client,
             _server: server,
@@ -254,9 +277,20 @@ impl Lab {
         })
     }
 
+    /// The command that runs a program on a node.
+    pub fn program_on(&self, node: usize, program: &Path) -> Command {
+        program_on(&self.installation, node, program)
+    }
+
     fn next_key(&mut self) -> i32 {
-        self.last_key += 1;
-        self.last_key
+        self.next_keys(1)
+    }
+
+    /// The first of `count` keys that nobody uses.
+    pub fn next_keys(&mut self, count: i32) -> i32 {
+        let first = self.last_key + 1;
+        self.last_key += count;
+        first
     }
 
     /// Makes a segment that node 1 has written and all nodes have attached, lets `measure` use
@@ -348,6 +382,13 @@ impl Lab {
             times,
         })
     }
+}
+
+fn program_on(installation: &Installation, node: usize, program: &Path) -> Command {
+    let mut command = Command::new(&installation.program);
+    let name = format!("node{}", node + 1);
+    command.args(["run", "--on", &name, "--"]).arg(program);
+    command
 }
 
 /// Programs that compute, one for each core, until dropped.

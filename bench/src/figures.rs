@@ -52,6 +52,8 @@ pub enum Unit {
     GigabytesPerSecond(usize),
     /// Operations in a second.
     MillionsPerSecond,
+    /// Operations in a second.
+    PerSecond,
 }
 
 impl Unit {
@@ -61,6 +63,7 @@ impl Unit {
             Unit::Microseconds => nanoseconds / 1e3,
             Unit::GigabytesPerSecond(bytes) => bytes as f64 / nanoseconds,
             Unit::MillionsPerSecond => 1e3 / nanoseconds,
+            Unit::PerSecond => 1e9 / nanoseconds,
         }
     }
 
@@ -70,6 +73,7 @@ impl Unit {
             Unit::Microseconds => "us",
             Unit::GigabytesPerSecond(_) => "GB/s",
             Unit::MillionsPerSecond => "M/s",
+            Unit::PerSecond => "/s",
         }
     }
 }

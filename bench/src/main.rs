@@ -22,6 +22,7 @@ mod figures;
 mod machine;
 mod one_node;
 mod process;
+mod speed_up;
 mod sysv;
 mod tasks;
 mod topics;
@@ -143,6 +144,8 @@ pub struct Effort {
     pub exchanges: usize,
     /// Hand-overs from each of two nodes in a round.
     pub hand_overs: usize,
+    /// Runs of a program, on one node and on two.
+    pub runs: usize,
 }
 
 impl Effort {
@@ -156,6 +159,7 @@ impl Effort {
         bulk_pages: (32 << 20) / sysv::PAGE,
         exchanges: 500,
         hand_overs: 300,
+        runs: 3,
     };
 
     const FULL: Effort = Effort {
@@ -168,6 +172,7 @@ impl Effort {
         bulk_pages: (256 << 20) / sysv::PAGE,
         exchanges: 2000,
         hand_overs: 500,
+        runs: 9,
     };
 
     /// What a child has to be told to do as much.

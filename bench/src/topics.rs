@@ -3,7 +3,7 @@
 use clap::builder::{PossibleValue, PossibleValuesParser};
 
 /// Name of each topic, and what its figures are about.
-const ALL: [(&str, &str); 13] = [
+const ALL: [(&str, &str); 17] = [
     ("attach", "life of a segment"),
     ("touch", "first touch of a page"),
     (
@@ -23,6 +23,10 @@ const ALL: [(&str, &str); 13] = [
     ("handover", "hand-over of a guarded page between nodes"),
     ("busy", "remote page faults while all cores compute"),
     ("upgrade", "writes to pages that two others have read"),
+    ("matmul", "speed-up of a matrix product by a second node"),
+    ("tsp", "speed-up of the travelling salesman"),
+    ("sort", "speed-up of an integer sort"),
+    ("jacobi", "speed-up of a Jacobi iteration"),
 ];
 
 /// The topics that are wanted; none means all.

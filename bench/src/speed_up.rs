@@ -1,0 +1,214 @@
+//! Two nodes on a core each against one node on one core: workloads of `c-tests`.
+//!
+//! A program's ranks are confined to their node's core, as its daemon is; the coordinator is on
+//! that of node 1. The reference is the program's only rank, on node 1. Every run must have the same
+//! result.
+
+use std::fs;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+
+use crate::cluster::Lab;
+use crate::figures::{Figure, Series, Unit, Wanted};
+use crate::sysv;
+use crate::{Effort, Installation};
+
+/// A program of `c-tests` that prints its time and its result.
+pub struct Workload {
+    name: &'static str,
+    program: &'static str,
+    options: &'static [&'static str],
+    wanted: f64,
+}
+
+/// All of B goes to both nodes.
+pub const MATRIX_PRODUCT: Workload = Workload {
+    name: "matrix product",
+    program: "matmul",
+    options: &["--size", "1024"],
+    wanted: 1.8,
+};
+
+/// Some 350 tours from a shared queue.
+pub const TSP: Workload = Workload {
+    name: "TSP",
+    program: "tsp",
+    options: &["--cities", "20"],
+    wanted: 1.8,
+};
+
+/// Class A of NAS: ten times, 1 MiB of counts goes to either node.
+pub const INTEGER_SORT: Workload = Workload {
+    name: "integer sort",
+    program: "intsort",
+    options: &["--keys", "8388608", "--values", "524288"],
+    wanted: 1.5,
+};
+
+/// A row of 16 KiB from either node at each step.
+pub const JACOBI: Workload = Workload {
+    name: "Jacobi 2048 x 2048",
+    program: "heat",
+    options: &["--size", "2048", "--steps", "100"],
+    wanted: 1.7,
+};
+
+/// How a segment is kept coherent.
+#[derive(Clone, Copy, PartialEq)]
+enum Mode {
+    Sequential,
+    Release,
+}
+
+/// Keys that a program of `c-tests` uses.
+const KEYS: i32 = 256;
+/// The environment variable by which a segment's creator chooses.
+const CONSISTENCY: &str = "MIGSHM_CONSISTENCY";
+
+/// Measures the workload in a lab of [confined](confine) nodes.
+///
+/// # Errors
+/// Something does not work.
+pub fn measure(workload: &Workload, lab: &mut Lab, effort: Effort) -> Result<Vec<Figure>> {
+    let [mut one, mut sequential, mut release] = <[Series; 3]>::default();
+    let mut result = None;
+    for _ in 0..effort.runs {
+        for (series, nodes, mode) in [
+            (&mut one, 1, Mode::Sequential),
+            (&mut sequential, 2, Mode::Sequential),
+            (&mut release, 2, Mode::Release),
+        ] {
+            let outcome = run(workload, lab, nodes, mode)?;
+            ensure!(
+                *result.get_or_insert(outcome.result.clone()) == outcome.result,
+                "{} has another result on {nodes} nodes",
+                workload.program
+            );
+            series.push(vec![outcome.nanoseconds]);
+        }
+    }
+    let figure = |mode, series| {
+        Figure::new(
+            &format!("{} on two nodes{mode}", workload.name),
+            series,
+            ("one node", &one),
+            50,
+            Unit::PerSecond,
+            Some(Wanted::AtLeast(workload.wanted)),
+        )
+    };
+    Ok(vec![figure("", &sequential), figure(", release", &release)])
+}
+
+/// Confines each node's daemon to a core of its own, and the coordinator to node 1's.
+///
+/// # Errors
+/// There are fewer cores than nodes.
+pub fn confine(installation: &Installation) -> Result<()> {
+    let output = Command::new(&installation.program)
+        .args(["labctl", "status", "--json"])
+        .stderr(Stdio::inherit())
+        .output()?;
+    let hosts: Vec<Host> = serde_json::from_slice(&output.stdout).context("labctl status")?;
+    for host in hosts {
+        let number: usize = host.name.trim_start_matches("node").parse().unwrap_or(1);
+        let pid = host.pid.with_context(|| format!("{} is dead", host.name))?;
+        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let thread = thread?.file_name();
+            confine_thread(thread.to_string_lossy().parse()?, core(number - 1)?)?;
+        }
+    }
+    Ok(())
+}
+
+#[derive(Deserialize)]
+struct Host {
+    name: String,
+    pid: Option<i32>,
+}
+
+/// What a run of a workload says.
+struct Outcome {
+    nanoseconds: f64,
+    result: String,
+}
+
+/// One rank on each of the first `nodes` nodes.
+fn run(workload: &Workload, lab: &mut Lab, nodes: usize, mode: Mode) -> Result<Outcome> {
+    let key = lab.next_keys(KEYS).to_string();
+    let ranks = (0..nodes).map(|rank| {
+        let mut command = lab.program_on(rank, &programs().join(workload.program));
+        command
+            .args(["--key", &key, "--rank", &rank.to_string()])
+            .args(["--ranks", &nodes.to_string(), "--unchecked"])
+            .args(workload.options)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .env_remove(CONSISTENCY);
+        if mode == Mode::Release {
+            command.env(CONSISTENCY, "release");
+        }
+        let core = core(rank)?;
+        // SAFETY: makes nothing but a system call.
+        unsafe { command.pre_exec(move || confine_thread(0, core)) };
+        Ok(command.spawn()?)
+    });
+    let ranks: Vec<Child> = ranks.collect::<Result<_>>()?;
+    let mut text = String::new();
+    for rank in ranks {
+        let output = rank.wait_with_output()?;
+        ensure!(
+            output.status.success(),
+            "{}: {}",
+            workload.program,
+            output.status
+        );
+        text += &String::from_utf8(output.stdout)?;
+    }
+    let line = |name| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name))
+            .with_context(|| format!("{} does not say {name:?}", workload.program))
+    };
+    let seconds: f64 = line("parallel: ")?.trim_end_matches(" s").parse()?;
+    Ok(Outcome {
+        nanoseconds: seconds * 1e9,
+        result: line("result: ")?.to_owned(),
+    })
+}
+
+/// Where the C programs are.
+fn programs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../c-tests/build")
+}
+
+/// The processor of this number among those that this process may use.
+fn core(number: usize) -> Result<usize> {
+    // SAFETY: a set of bits, for which all zeros is a value.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: a live set of the size that is given; 0 is this thread.
+    sysv::check(unsafe { libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) })?;
+    // SAFETY: the processor is one that the set has room for.
+    let mut cores =
+        (0..libc::CPU_SETSIZE as usize).filter(|&core| unsafe { libc::CPU_ISSET(core, &set) });
+    match cores.nth(number) {
+        Some(core) => Ok(core),
+        None => bail!("speed-ups need a core for each node"),
+    }
+}
+
+/// Confines a thread, or this one for 0, to a processor.
+fn confine_thread(thread: i32, core: usize) -> io::Result<()> {
+    // SAFETY: a set of bits, for which all zeros is a value.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the processor is one that the set has room for.
+    unsafe { libc::CPU_SET(core, &mut set) };
+    // SAFETY: a live set of the size that is given.
+    sysv::check(unsafe { libc::sched_setaffinity(thread, size_of_val(&set), &raw const set) })?;
+    Ok(())
+}
