@@ -1,11 +1,10 @@
 /*
  * The team: see common.h for what it promises.
  *
- * The barrier uses two semaphores in turn. A rank takes one unit of this phase's semaphore, which
- * starts at N, and waits for it to reach zero. Once rank 0 is past it, everyone has arrived, hence
- * everyone has left the phase before, whose semaphore (now zero) rank 0 refills for the next
- * barrier; a rank that gets there earlier blocks in its decrement. So no one needs to initialise
- * anything but rank 0, and a set found half-made, all zeros, already makes the others wait.
+ * The barrier: every rank but 0 tells that it has arrived; when rank 0 has heard of all, it lets
+ * them go. Two semaphores to go by take turns, so that a rank that is early at the next barrier does
+ * not take what lets a late one go from this. All begin at zero, as they are made: no one needs to
+ * initialise anything.
  */
 #include "common.h"
 
@@ -18,7 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PHASES = 2, DEPARTURES = PHASES, CONTROL_SEMAPHORES };
+enum { PHASES = 2, ARRIVALS = PHASES, DEPARTURES, CONTROL_SEMAPHORES };
 enum { EXIT_USAGE = 2, EXIT_TIMEOUT = 3 };
 
 static const double FIND_SECONDS = 30; /* how long a rank looks for rank 0's objects */
@@ -298,11 +297,16 @@ void expect_attach_count(int segment, int count, const char *when)
 
 void team_barrier(struct team *team)
 {
-    int phase = (int)(team->phase++ % PHASES);
-    semaphore_change(team->control, phase, -1, 0);
-    semaphore_change(team->control, phase, 0, 0);
-    if (team->rank == 0)
-        semaphore_change(team->control, !phase, team->ranks, 0);
+    int phase = (int)(team->phase++ % PHASES), others = team->ranks - 1;
+    if (others == 0)
+        return;
+    if (team->rank == 0) {
+        semaphore_change(team->control, ARRIVALS, -others, 0);
+        semaphore_change(team->control, phase, others, 0);
+    } else {
+        semaphore_change(team->control, ARRIVALS, 1, 0);
+        semaphore_change(team->control, phase, -1, 0);
+    }
 }
 
 void team_result(struct team *team, double seconds, uint64_t part)
@@ -342,8 +346,6 @@ static void run_rank(const struct program *program, struct team team)
     own_rank = team.rank;
     watchdog();
     team.control = semaphores_for(&team, team.key, CONTROL_SEMAPHORES);
-    if (team.rank == 0)
-        semaphore_change(team.control, 0, team.ranks, 0);
     program->run(&team);
     if (team.rank != 0) {
         semaphore_change(team.control, DEPARTURES, 1, 0);

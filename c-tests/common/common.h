@@ -46,8 +46,8 @@ struct team {
     key_t key;
     int rank;
     int ranks;
-    int control;    /* semaphore set: barrier phases 0 and 1, departures */
-    unsigned phase; /* which of the two barrier semaphores comes next */
+    int control;    /* semaphore set: the barrier's, and departures */
+    unsigned phase; /* which of the two semaphores to go by comes next */
 };
 
 /* One command line option of a program; exactly one of the last three members is set. */

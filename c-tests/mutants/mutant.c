@@ -56,9 +56,12 @@ int semop(int set, struct sembuf *operations, size_t count)
     struct sembuf changed[2];
     memcpy(changed, operations, count * sizeof *operations);
     if (is("piecewise")) {
-        for (size_t k = 0; k < count; k++)
+        for (size_t k = 0; k < count; k++) {
+            if (k > 0)
+                usleep(100); /* others get in between */
             if (really(set, &changed[k], 1) < 0)
                 return -1;
+        }
         return 0;
     }
     for (size_t k = 0; k < count; k++) {

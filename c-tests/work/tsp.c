@@ -2,7 +2,7 @@
  * The shortest round trip through N cities, by branch and bound over a shared queue.
  *
  * The queue holds tours that have begun, the most promising first: a heap in the segment, under one
- * semaphore. A rank takes the first one; one of fewer than --depth cities is replaced by its
+ * semaphore, of the places of tours that do not change any more. A rank takes the first one; one of fewer than --depth cities is replaced by its
  * continuations, a longer one is the rank's to search to its end. The best length so far is under
  * the same semaphore: a rank reads it with every tour that it takes and when it finds a better one.
  * The length must be that of a sequential search, the tour a round trip of that length.
@@ -32,16 +32,14 @@ struct map {
     unsigned char nearest[MAX_CITIES][MAX_CITIES]; /* the other cities of each, by distance */
 };
 
+/* All of it is under the semaphore. */
 struct queue {
-    /* all under the semaphore */
     struct tour best;
-    long put, taken;
-    int waiting;
+    int put, taken, waiting;
     struct {
         int bound, tour;
     } heap[MAX_TOURS];
-    int unused[MAX_TOURS]; /* a stack: the first MAX_TOURS - waiting are indices of `tours` */
-    struct tour tours[MAX_TOURS];
+    struct tour tours[MAX_TOURS]; /* in the order in which they were put */
 };
 
 /* A rank's own. */
@@ -150,13 +148,11 @@ static void swap_entries(struct queue *queue, int a, int b)
 
 static void put(struct queue *queue, const struct tour *tour)
 {
-    expect(queue->waiting < MAX_TOURS, "more than %d tours wait; use a smaller --depth", MAX_TOURS);
-    int at = queue->waiting++;
-    int index = queue->unused[MAX_TOURS - 1 - at];
+    expect(queue->put < MAX_TOURS, "more than %d tours; use a smaller --depth", MAX_TOURS);
+    int at = queue->waiting++, index = queue->put++;
     queue->tours[index] = *tour;
     queue->heap[at].bound = tour->bound;
     queue->heap[at].tour = index;
-    queue->put++;
     for (; at > 0 && queue->heap[at].bound < queue->heap[(at - 1) / 2].bound; at = (at - 1) / 2)
         swap_entries(queue, at, (at - 1) / 2);
 }
@@ -164,9 +160,8 @@ static void put(struct queue *queue, const struct tour *tour)
 static struct tour take(struct queue *queue)
 {
     int index = queue->heap[0].tour;
-    expect(index >= 0 && index < MAX_TOURS, "the queue is damaged");
+    expect(index >= 0 && index < queue->put, "the queue is damaged");
     int last = --queue->waiting;
-    queue->unused[MAX_TOURS - 1 - last] = index;
     queue->heap[0] = queue->heap[last];
     queue->taken++;
     for (int at = 0;;) {
@@ -291,8 +286,6 @@ static void run(struct team *team)
     int set = team_semaphores(team, 0, 1);
     if (team->rank == 0) {
         queue->best = first_tour(make_map(map));
-        for (int k = 0; k < MAX_TOURS; k++)
-            queue->unused[k] = MAX_TOURS - 1 - k;
         struct tour tour = shortest_beginning(map);
         put(queue, &tour);
         semaphore_set(set, 0, 1);
@@ -310,12 +303,12 @@ static void run(struct team *team)
     double seconds = now() - start;
 
     expect(queue->best.count == cities, "there is no best tour");
-    printf("rank %d searched %ld of %ld tours\n", team->rank, searched, queue->taken);
+    printf("rank %d searched %ld of %d tours\n", team->rank, searched, queue->taken);
     fflush(stdout);
     team_result(team, seconds, team->rank == 0 ? (uint64_t)queue->best.length : 0);
     if (team->rank != 0)
         return;
-    expect(queue->put == queue->taken, "%ld tours put, %ld taken", queue->put, queue->taken);
+    expect(queue->put == queue->taken, "%d tours put, %d taken", queue->put, queue->taken);
     expect(semaphore_value(set, 0) == 1, "the semaphore ended at %d", semaphore_value(set, 0));
     if (!unchecked)
         compare(map, &queue->best);
