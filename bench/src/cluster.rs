@@ -72,6 +72,9 @@ pub const LABS: [Plan; 3] = [
             ("sort", |lab, effort| {
                 speed_up::measure(&speed_up::INTEGER_SORT, lab, effort)
             }),
+            ("sort", |lab, effort| {
+                speed_up::measure(&speed_up::INTEGER_SORT_A, lab, effort)
+            }),
             ("jacobi", |lab, effort| {
                 speed_up::measure(&speed_up::JACOBI, lab, effort)
             }),

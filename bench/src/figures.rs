@@ -39,7 +39,23 @@ impl Series {
         rounds.sort_by(f64::total_cmp);
         rounds[rounds.len() / 2]
     }
+
+    /// The percentiles 0 to 100 of all samples; none of fewer than [`MANY`].
+    fn percentiles(&self, unit: Unit) -> Vec<f64> {
+        let mut samples: Vec<f64> = self.0.concat();
+        if samples.len() < MANY {
+            return Vec::new();
+        }
+        samples.sort_by(f64::total_cmp);
+        let last = samples.len() - 1;
+        (0..=100)
+            .map(|percent| unit.of(samples[last * percent / 100]))
+            .collect()
+    }
 }
+
+/// Samples that a distribution is made of, at least.
+const MANY: usize = 1000;
 
 /// What a figure is shown in, made from nanoseconds for one operation.
 #[derive(Clone, Copy, Debug)]
@@ -125,6 +141,17 @@ pub struct Figure {
     pub wanted: Option<Wanted>,
     /// Whether the ratio keeps it.
     pub met: Option<bool>,
+    /// Of a median, if there are samples enough.
+    pub distribution: Option<Distribution>,
+}
+
+/// The percentiles 0 to 100 of the samples of all rounds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Distribution {
+    /// In the figure's unit.
+    pub value: Vec<f64>,
+    /// Of the reference.
+    pub reference: Vec<f64>,
 }
 
 impl Figure {
@@ -150,6 +177,12 @@ impl Figure {
             ratio,
             wanted,
             met: wanted.map(|wanted| wanted.is_met(ratio)),
+            distribution: (percent == 50)
+                .then(|| Distribution {
+                    value: series.percentiles(unit),
+                    reference: reference_series.percentiles(unit),
+                })
+                .filter(|of| !of.value.is_empty() && !of.reference.is_empty()),
         }
     }
 }

@@ -21,6 +21,7 @@ mod echo;
 mod figures;
 mod machine;
 mod one_node;
+mod plots;
 mod process;
 mod speed_up;
 mod sysv;
@@ -51,6 +52,9 @@ struct Options {
     /// For programs.
     #[arg(long)]
     json: bool,
+    /// Draw the figures into this directory.
+    #[arg(long, value_name = "DIR")]
+    svg: Option<PathBuf>,
     /// What to measure, instead of everything.
     #[arg(value_name = "TOPIC", value_parser = topics::names())]
     topics: Vec<String>,
@@ -103,6 +107,10 @@ fn measure(options: Options) -> Result<()> {
         machine: Machine::this()?,
         figures,
     };
+    if let Some(directory) = &options.svg {
+        plots::draw(&report, directory)
+            .with_context(|| format!("cannot draw into {}", directory.display()))?;
+    }
     if options.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {

@@ -42,9 +42,17 @@ pub const TSP: Workload = Workload {
     wanted: 1.8,
 };
 
-/// Class A of NAS: ten times, 1 MiB of counts goes to either node.
+/// Ten times, 16 KiB of counts goes to either node: as many keys for a value as TreadMarks took.
 pub const INTEGER_SORT: Workload = Workload {
     name: "integer sort",
+    program: "intsort",
+    options: &["--keys", "16777216", "--values", "8192"],
+    wanted: 1.5,
+};
+
+/// Ten times, 1 MiB of counts goes to either node.
+pub const INTEGER_SORT_A: Workload = Workload {
+    name: "integer sort, class A of NAS",
     program: "intsort",
     options: &["--keys", "8388608", "--values", "524288"],
     wanted: 1.5,
@@ -57,6 +65,9 @@ pub const JACOBI: Workload = Workload {
     options: &["--size", "2048", "--steps", "100"],
     wanted: 1.7,
 };
+
+/// The reference of a speed-up.
+pub const ONE_NODE: &str = "one node";
 
 /// How a segment is kept coherent.
 #[derive(Clone, Copy, PartialEq)]
@@ -96,7 +107,7 @@ pub fn measure(workload: &Workload, lab: &mut Lab, effort: Effort) -> Result<Vec
         Figure::new(
             &format!("{} on two nodes{mode}", workload.name),
             series,
-            ("one node", &one),
+            (ONE_NODE, &one),
             50,
             Unit::PerSecond,
             Some(Wanted::AtLeast(workload.wanted)),
