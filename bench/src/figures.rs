@@ -105,6 +105,13 @@ pub enum Wanted {
 }
 
 impl Wanted {
+    /// The number.
+    #[must_use]
+    pub fn bound(self) -> f64 {
+        let (Wanted::AtMost(bound) | Wanted::AtLeast(bound)) = self;
+        bound
+    }
+
     fn is_met(self, ratio: f64) -> bool {
         match self {
             Wanted::AtMost(bound) => ratio <= bound,

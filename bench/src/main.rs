@@ -1,7 +1,8 @@
 //! Benchmarks of migshm: every figure as a ratio to a reference measured in the same run.
 //!
 //! `migshm bench` starts this program. It measures one node against the kernel's own System V IPC
-//! ([`one_node`]) and nodes of this machine against a bare QUIC stream ([`cluster`]). Value and
+//! ([`one_node`]), nodes of this machine against a bare QUIC stream ([`cluster`]), and programs on
+//! two nodes against the same on one ([`speed_up`]). Value and
 //! reference are measured in turns, so that noise hits both, and a figure is a median over the
 //! turns ([`figures`]). It exits with 0 whatever the figures are, and with 1 if something does not
 //! work: a call fails, or memory contains what nobody wrote.
@@ -13,7 +14,8 @@
 //!  migshm-bench ──┬── native-worker            a private IPC namespace
 //!                 ├── worker                   under the preload, with a daemon of its own
 //!                 └── migshm lab -- in-lab ──┬── migshm run --on nodeK -- worker
-//!                                            └── echo-server, echo-client, compute
+//!                                            ├── echo-server, echo-client, compute
+//!                                            └── workloads of c-tests, with and without migshm run
 //! ```
 
 mod cluster;
@@ -42,9 +44,9 @@ use crate::topics::Topics;
 /// Measure migshm on this machine, each figure beside a reference of the same run.
 ///
 /// Needs root (a private IPC namespace, page tracking), and `migshm` and `libmigshm.so` beside this
-/// program or where $MIGSHM, the path of `migshm`, says.
+/// program or where $MIGSHM, the path of `migshm`, says. Speed-ups need the built programs of c-tests.
 #[derive(Debug, Parser)]
-#[command(name = "migshm bench", version)]
+#[command(name = "migshm bench", bin_name = "migshm bench", version)]
 struct Options {
     /// Less effort, more noise.
     #[arg(long)]
@@ -180,7 +182,7 @@ impl Effort {
         bulk_pages: (256 << 20) / sysv::PAGE,
         exchanges: 2000,
         hand_overs: 500,
-        runs: 9,
+        runs: 5,
     };
 
     /// What a child has to be told to do as much.

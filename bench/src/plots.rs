@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::figures::{Distribution, Figure, Report, Wanted};
+use crate::figures::{Distribution, Figure, Report};
 use crate::speed_up::ONE_NODE;
 
 /// Draws what the report contains into files of a directory, which is made: `ratios.svg`,
@@ -28,7 +28,11 @@ pub fn draw(report: &Report, directory: &Path) -> io::Result<()> {
     let write = |name: &str, picture: String| fs::write(directory.join(name), picture);
     if !others.is_empty() {
         let title = "Ratio to the reference of the same run";
-        let scale = Scale::logarithmic(others.iter().map(|figure| figure.ratio));
+        let bounds = others
+            .iter()
+            .filter_map(|figure| Some(figure.wanted?.bound()));
+        let ratios = others.iter().map(|figure| figure.ratio);
+        let scale = Scale::logarithmic(ratios.chain(bounds));
         write("ratios.svg", bars(title, &caption, &others, &scale))?;
     }
     if !speed_ups.is_empty() {
@@ -140,16 +144,10 @@ fn bars(title: &str, caption: &str, figures: &[&Figure], scale: &Scale) -> Strin
             ],
             colour,
         );
-        let right = end.max(base) + 5.0;
-        picture.text(
-            [right, y + 16.0],
-            "start",
-            12,
-            &format!("{:.2}", figure.ratio),
-        );
+        let ratio = format!("{:.2}", figure.ratio);
+        picture.text([LEFT + AXIS + 56.0, y + 16.0], "end", 12, &ratio);
         if let Some(wanted) = figure.wanted {
-            let (Wanted::AtMost(bound) | Wanted::AtLeast(bound)) = wanted;
-            let x = LEFT + scale.place(bound, AXIS);
+            let x = LEFT + scale.place(wanted.bound(), AXIS);
             picture.line([x, y + 1.0, x, y + ROW - 1.0], INK, 2.5);
             let text = wanted.to_string().replace("<=", "≤").replace(">=", "≥");
             picture.text([LEFT + AXIS + RIGHT - 12.0, y + 16.0], "end", 12, &text);
@@ -185,7 +183,8 @@ fn curves(caption: &str, figures: &[(&Figure, &Distribution)]) -> String {
     for (index, (figure, distribution)) in figures.iter().enumerate() {
         let x = WIDTH * (index % COLUMNS) as f64 + MARGIN;
         let y = TOP + HEIGHT * (index / COLUMNS) as f64 + 34.0;
-        picture.text([x, y - 20.0], "start", 13, &figure.name);
+        let name = figure.name.trim_end_matches(", p50");
+        picture.text([x, y - 20.0], "start", 13, name);
         let series = [
             (&distribution.reference, GREY, figure.reference.as_str()),
             (&distribution.value, BLUE, "migshm"),
