@@ -16,14 +16,14 @@ mod tests;
 use std::collections::BTreeMap;
 
 use migshm_protocol::ids::{EXTENT_PAGES, MAX_NODES};
-use migshm_protocol::page::{Access, Contents, PageMessage};
+use migshm_protocol::page::{Access, Contents, PageMessage, Subject};
 use migshm_protocol::{Extent, NodeId, NodeSet, Page, SegmentId};
 use rustc_hash::FxHashMap;
 
 use crate::sets::PageSet;
 use cache::{Line, Pending, Take};
 use directory::Directory;
-use home::Transaction;
+use home::{Asked, Transaction};
 use home_move::Move;
 
 /// Nanoseconds on a monotonic clock.
@@ -73,6 +73,14 @@ pub enum Input<D> {
         /// The page.
         page: Page,
         /// What is needed.
+        access: Access,
+    },
+    /// A local process may need a page soon. Best effort: refused, with no action, where that would
+    /// take more than asking its home; and the home, or the owner, may decline.
+    Prefetch {
+        /// The page.
+        page: Page,
+        /// What will be needed.
         access: Access,
     },
     /// A message of another node.
@@ -193,6 +201,10 @@ pub enum Fill<D> {
 pub struct Counters {
     /// Faults of local processes.
     pub faults: u64,
+    /// Pages asked for before anybody here waited for them.
+    pub prefetches: u64,
+    /// Of those, how many were declined.
+    pub declined: u64,
     /// Requests that this node served as home, its own included.
     pub requests: u64,
     /// Pages given to another node out of this node's copy.
@@ -339,6 +351,12 @@ impl<D> Engine<D> {
             .is_some_and(|state| state.directory.is_some())
     }
 
+    /// Whether the page was asked for and has not come yet.
+    #[must_use]
+    pub fn is_pending(&self, page: Page) -> bool {
+        self.pending.contains_key(&page)
+    }
+
     /// When [`Input::Timeout`] is due; it may come later, or needlessly.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Time> {
@@ -376,7 +394,8 @@ impl<D> Engine<D> {
     /// Handles one event and appends what is to be done to `out`.
     ///
     /// The actions must be executed in order, and all of them before the next event is handled:
-    /// messages to one node leave in the order of their `Send` actions.
+    /// messages to one node leave in the order of their `Send` actions. Events about different pages
+    /// may be handled together: [`crate::gather`] says what may be reordered then.
     pub fn handle(
         &mut self,
         now: Time,
@@ -387,6 +406,7 @@ impl<D> Engine<D> {
         let cx = &mut Context { now, memory, out };
         match input {
             Input::Fault { page, access } => self.fault(cx, page, access),
+            Input::Prefetch { page, access } => self.prefetch(cx, page, access),
             Input::Message {
                 from,
                 message,
@@ -407,7 +427,7 @@ impl<D> Engine<D> {
         message: PageMessage,
         data: Option<D>,
     ) {
-        let subject = match subject(&message) {
+        let subject = match message.subject() {
             Subject::Page(page) => self.knows(page),
             Subject::Extent(extent) => self.knows(first_page(extent)),
         };
@@ -428,8 +448,16 @@ impl<D> Engine<D> {
                 access,
                 requester,
                 has_copy,
+                prefetch,
             } => {
-                self.request(cx, page, access, requester, has_copy);
+                let asked = Asked {
+                    page,
+                    access,
+                    requester,
+                    has_copy,
+                    prefetch,
+                };
+                self.request(cx, asked);
             }
             PageMessage::Forward {
                 page,
@@ -437,6 +465,7 @@ impl<D> Engine<D> {
                 requester,
                 acks,
                 pushed,
+                prefetch,
             } => {
                 let home = from;
                 let give = cache::Give {
@@ -445,8 +474,12 @@ impl<D> Engine<D> {
                     requester,
                     acks,
                     pushed,
+                    prefetch,
                 };
                 self.forwarded(cx, page, give);
+            }
+            PageMessage::Decline { page, requester } => {
+                self.decline_received(cx, page, from, requester);
             }
             PageMessage::Invalidate { page, requester } => self.invalidated(cx, page, requester),
             PageMessage::Grant {
@@ -562,29 +595,6 @@ enum Known {
     OutOfRange,
 }
 
-/// What a message is about.
-enum Subject {
-    Page(Page),
-    Extent(Extent),
-}
-
-fn subject(message: &PageMessage) -> Subject {
-    match *message {
-        PageMessage::Request { page, .. }
-        | PageMessage::Forward { page, .. }
-        | PageMessage::Invalidate { page, .. }
-        | PageMessage::Grant { page, .. }
-        | PageMessage::Push { page, .. }
-        | PageMessage::InvalidateAck { page }
-        | PageMessage::Done { page }
-        | PageMessage::WriteBack { page, .. }
-        | PageMessage::WriteBackAck { page, .. } => Subject::Page(page),
-        PageMessage::Fence { extent }
-        | PageMessage::FenceAck { extent }
-        | PageMessage::HomeTransfer { extent, .. } => Subject::Extent(extent),
-    }
-}
-
 /// Whether every node that the message names can exist.
 fn names_nodes(message: &PageMessage) -> bool {
     match message {
@@ -592,6 +602,9 @@ fn names_nodes(message: &PageMessage) -> bool {
             requester: node, ..
         }
         | PageMessage::Forward {
+            requester: node, ..
+        }
+        | PageMessage::Decline {
             requester: node, ..
         }
         | PageMessage::Invalidate {

@@ -129,6 +129,19 @@
 //! back to its own sender, because the home has followed it there, just ends the eviction; the
 //! home does not move on before.
 //!
+//! A prefetch is a request that nobody waits for yet. Whoever would have to put it off declines:
+//!
+//! ```text
+//! R ──Request, prefetch─▶ H    busy, moving, own copy held, or a third node's copy in the way:
+//! R ◀─Decline──────────── H
+//!                         H ──Forward, prefetch─▶ O    held:
+//!                         H ◀─Decline──────────── O
+//! R ◀─Decline──────────── H    the directory says again what it said before
+//! ```
+//!
+//! There is one answer to each request, a grant or a decline, so a thread that has begun to wait
+//! meanwhile knows when to ask in earnest.
+//!
 //! # Holds
 //!
 //! A page that was granted stays for a minimum time before it is given away, and longer, up to a
@@ -181,9 +194,13 @@
 mod carry;
 mod engine;
 mod policy;
+mod prefetch;
+mod runs;
 mod sets;
 
 pub use carry::{Carry, Lock, Push};
 pub use engine::{Action, Body, Config, Counters, Engine, Fill, Footprint, Input, Memory, Time};
 pub use policy::HomePolicy;
+pub use prefetch::{Ask, Prefetcher, Touch};
+pub use runs::{first_run, gather};
 pub use sets::PageSet;

@@ -77,6 +77,7 @@ fn read(engine: &mut Engine<()>, reader: NodeId, index: u32, written: &Written) 
         page: Page {
             segment: SEGMENT,
             index,
+            prefetch: false,
         },
         access: Access::Read,
         requester: reader,

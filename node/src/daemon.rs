@@ -19,12 +19,14 @@ use std::rc::{Rc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use migshm_coherence::{Carry, Config as CoherenceConfig, Engine, HomePolicy, Time};
+use migshm_coherence::{
+    Action, Carry, Config as CoherenceConfig, Engine, HomePolicy, Prefetcher, Time,
+};
 use migshm_coordinator::{Core, Output};
 use migshm_protocol::call::{Attachment, Call, Caller, Errno, Memlock, SetMemory};
 use migshm_protocol::control::{FromCoordinator, Member, Placement, ToCoordinator};
 use migshm_protocol::local::Pieces;
-use migshm_protocol::page::PageMessage;
+use migshm_protocol::page::PageRun;
 use migshm_protocol::{NodeId, ProcessId, SegmentId};
 use migshm_transport::{Endpoint, FrameSender};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -38,6 +40,7 @@ use crate::local::{Sender, Socket};
 use crate::memory::{AttachId, Memory, SpaceId, View};
 use crate::readers::Turns;
 use crate::sets::Sets;
+use crate::spin::Spin;
 use crate::start;
 use crate::tasks::Timer;
 
@@ -63,6 +66,10 @@ pub struct Node {
     pub(crate) policy: HomePolicy,
     /// What travels with which lock.
     pub(crate) carry: Carry,
+    pub(crate) prefetcher: Prefetcher,
+    pub(crate) spin: Spin,
+    /// What the engine wants done; empty between events.
+    pub(crate) actions: Vec<Action<Bytes>>,
     pub(crate) coordinator: Coordinator,
     pub(crate) inbox: VecDeque<(FromCoordinator, Vec<u8>)>,
     pub(crate) outputs: Vec<Output>,
@@ -85,7 +92,7 @@ pub struct Node {
     /// Attaches that were answered and not yet mapped.
     pub(crate) mapping: FxHashMap<AttachId, Attaching>,
     /// Messages about segments whose memory is not here, until the coordinator has told.
-    pub(crate) unknown: FxHashMap<SegmentId, Vec<(NodeId, PageMessage, Option<Bytes>)>>,
+    pub(crate) unknown: FxHashMap<SegmentId, Vec<(NodeId, PageRun, Bytes)>>,
     /// Segments that are tracked as soon as attaches under way are mapped.
     pub(crate) arming: FxHashSet<SegmentId>,
     /// Granted attaches by processes that may only read, of segments that have to be tracked first:
@@ -142,7 +149,7 @@ pub struct Peer {
     /// Of the link.
     pub(crate) number: u64,
     /// What is to be sent once there is a link.
-    pub(crate) backlog: Vec<(PageMessage, Option<Bytes>)>,
+    pub(crate) backlog: Vec<(PageRun, Vec<u8>)>,
 }
 
 /// A local process's connection.
@@ -252,6 +259,9 @@ impl Node {
                 engine: Engine::new(id, CoherenceConfig::default()),
                 policy: HomePolicy::default(),
                 carry: Carry::default(),
+                prefetcher: Prefetcher::default(),
+                spin: Spin::default(),
+                actions: Vec::new(),
                 coordinator,
                 inbox: VecDeque::new(),
                 outputs: Vec::new(),

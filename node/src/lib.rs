@@ -19,6 +19,7 @@ mod memory;
 mod pages;
 mod readers;
 mod sets;
+mod spin;
 mod start;
 mod status;
 mod tasks;
@@ -197,6 +198,7 @@ async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
         });
     }
     start::raise_descriptor_limit();
+    start::keep_memory();
     let class = start::schedule();
 
     let device = match Uffd::device() {
@@ -264,6 +266,7 @@ async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
     let timer = Rc::new(tasks::Timer::new()?);
     node.borrow_mut().timer = Some(Rc::clone(&timer));
     spawn_local(tasks::keep_time(Rc::clone(&node), timer));
+    spawn_local(tasks::look_for_news(Rc::clone(&node)));
     spawn_local(tasks::watch_exits(Rc::clone(&node)));
     spawn_local(tasks::probe(Rc::clone(&node)));
     spawn_local(tasks::keep_lease(Rc::clone(&node)));

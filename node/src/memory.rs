@@ -20,6 +20,7 @@ mod bits;
 mod file;
 mod mappings;
 mod maps;
+mod range;
 mod segment;
 mod spaces;
 
@@ -36,8 +37,10 @@ use rustc_hash::FxHashMap;
 
 use crate::cached::Cached;
 use crate::uffd::{Done, Uffd};
+use file::Contents;
 pub use file::sealed;
 pub use mappings::{AttachId, Granted, View};
+pub use range::{Adjacent, Range};
 use segment::Segment;
 pub use segment::UserId;
 pub use spaces::{Report, SpaceId, Spaces};
@@ -165,14 +168,14 @@ impl Memory {
     #[must_use]
     pub fn has_replicas(&self, id: SegmentId) -> bool {
         let segment = self.segments.get(&id);
-        segment.is_some_and(|s| s.replicas().next().is_some())
+        segment.is_some_and(Segment::has_replicas)
     }
 
     /// Frees a user's replica of a segment.
     pub fn remove_replica(&mut self, id: SegmentId, user: UserId) {
         if let Some(segment) = self.segments.get_mut(&id) {
             segment.remove_replica(user);
-            if segment.replicas().next().is_none() {
+            if !segment.has_replicas() {
                 self.replicated.remove_segment(id);
             }
         }
@@ -243,6 +246,12 @@ impl Memory {
         }
     }
 
+    /// For how many pages some thread waits.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// Whether a thread waits for the page itself, not for a replica of it.
     #[must_use]
     pub fn is_awaited(&self, page: Page) -> bool {
@@ -250,23 +259,50 @@ impl Memory {
         waiters.any(|waiter| waiter.view == View::Pages)
     }
 
-    /// Puts a page in (zeros without `contents`), with the given access for every process, and
-    /// wakes who waits for it.
-    pub fn install(&mut self, page: Page, access: Access, contents: Option<&[u8]>) {
-        self.put(page, access, contents);
-        self.wake_waiters(page);
+    /// Puts pages in, with the given access for every process, and wakes who waits for them.
+    /// `contents` gives those of the page at a place in the range; `None` is zeros.
+    pub fn install<'a>(
+        &mut self,
+        range: Range,
+        access: Access,
+        contents: impl Fn(u32) -> Option<&'a [u8]>,
+    ) {
+        // Each time: a page that goes takes its protection with it.
+        match access {
+            Access::Read => self.protect(range),
+            Access::Write => self.release(range),
+        }
+        let mut done = 0;
+        while done < range.pages {
+            let next = adjacent(done..range.pages, &contents);
+            let rest = range.skip(done);
+            match self.try_put(rest, next) {
+                Ok((pages, Done::Yes)) => done += pages,
+                Ok((pages, _)) if pages > 0 => done += pages,
+                _ => {
+                    let page = rest.iter().next().expect("there is one");
+                    self.put(page, access, contents(done));
+                    done += 1;
+                }
+            }
+        }
+        range.iter().for_each(|page| self.wake_waiters(page));
     }
 
     fn put(&mut self, page: Page, access: Access, contents: Option<&[u8]>) {
-        let mut result = self.try_put(page, access, contents);
-        if matches!(result, Ok(Done::Exists)) {
+        let range = Range::from(page);
+        let bytes = |_| contents;
+        let mut result = self.try_put(range, adjacent(0..1, &bytes));
+        if matches!(result, Ok((_, Done::Exists))) {
             // Some process got at the page cache untracked; what it put there is not the page.
             tracing::error!(%page, "page in the way");
-            self.drop_page(page);
-            result = self.try_put(page, access, contents);
+            self.drop_pages(range);
+            if access == Access::Read {
+                self.protect(range);
+            }
+            result = self.try_put(range, adjacent(0..1, &bytes));
         }
-        if matches!(result, Ok(Done::Yes)) {
-            self.unplaced.remove(&page);
+        if matches!(result, Ok((1, Done::Yes))) {
             return;
         }
         tracing::error!(%page, ?result, "no memory for page: SIGBUS for who needs it here");
@@ -276,21 +312,25 @@ impl Memory {
         self.poison(page);
     }
 
-    fn try_put(&mut self, page: Page, access: Access, contents: Option<&[u8]>) -> io::Result<Done> {
-        // Each time: a page that goes takes its protection with it.
-        match access {
-            Access::Read => self.protect(page),
-            Access::Write => self.release(page),
-        }
-        let (Some(uffd), Some(segment)) = (&self.own, self.segments.get(&page.segment)) else {
+    fn try_put(&mut self, range: Range, contents: Contents<'_>) -> io::Result<(u32, Done)> {
+        let (Some(uffd), Some(segment)) = (&self.own, self.segments.get(&range.segment)) else {
             return Err(io::ErrorKind::NotFound.into());
         };
-        segment.put(uffd, page.offset(), contents)
+        let done = segment.put(uffd, range.offset(), contents);
+        if let (Ok((pages, _)), false) = (&done, self.unplaced.is_empty()) {
+            for page in range.iter().take(*pages as usize) {
+                self.unplaced.remove(&page);
+            }
+        }
+        done
     }
 
     /// Wakes who waits for a page. Those who see a replica have their touch handled again, as
     /// that must be filled first.
     fn wake_waiters(&mut self, page: Page) {
+        if self.waiting.is_empty() {
+            return;
+        }
         for waiter in self.waiting.remove(&page).unwrap_or_default() {
             match waiter.view {
                 View::Pages => self.wake(page, waiter),
@@ -310,21 +350,27 @@ impl Memory {
         self.woken.push_back((page, waiter));
     }
 
-    /// Gives a page that is here another access and wakes who waits for it.
-    pub fn change(&mut self, page: Page, access: Access) {
+    /// Gives pages that are here another access and wakes who waits for them.
+    pub fn change(&mut self, range: Range, access: Access) {
         match access {
-            Access::Read => self.protect(page),
+            Access::Read => self.protect(range),
+            Access::Write if range.pages > 1 => {
+                self.release(range);
+                self.spaces.unprotect_everywhere(range);
+            }
             // Other mappings' protection is lifted when they fault.
             Access::Write => {
-                self.release(page);
-                for waiter in self.waiting.get(&page).into_iter().flatten() {
-                    if waiter.view == View::Pages {
-                        self.spaces.unprotect(waiter.space, waiter.address);
+                self.release(range);
+                for page in range.iter() {
+                    for waiter in self.waiting.get(&page).into_iter().flatten() {
+                        if waiter.view == View::Pages {
+                            self.spaces.unprotect(waiter.space, waiter.address);
+                        }
                     }
                 }
             }
         }
-        self.wake_waiters(page);
+        range.iter().for_each(|page| self.wake_waiters(page));
     }
 
     /// Lets a thread go on whose page has come, or was granted, between its fault and now.
@@ -332,13 +378,17 @@ impl Memory {
         if !self.is_present(page) {
             // Unless it is unplaced, the program itself gave it back (MADV_REMOVE): zeros.
             let contents = self.unplaced.get(&page).cloned();
+            match access {
+                Access::Read => self.protect(page.into()),
+                Access::Write => self.release(page.into()),
+            }
             self.put(page, access, contents.as_deref());
             if self.unplaced.contains_key(&page) {
                 return self.spaces.poison_at(space, address);
             }
         }
         if access == Access::Write {
-            self.release(page);
+            self.release(page.into());
             self.spaces.unprotect(space, address);
         }
         self.spaces.wake(space, address);
@@ -349,9 +399,9 @@ impl Memory {
         segment.is_some_and(|s| s.is_present(page.offset()))
     }
 
-    /// Keeps every process from writing a page, mapped there yet or not.
-    pub fn protect(&mut self, page: Page) {
-        self.spaces.protect(page);
+    /// Keeps every process from writing pages, mapped there yet or not.
+    pub fn protect(&mut self, range: Range) {
+        self.spaces.protect(range);
     }
 
     /// Whether nobody can write a page here.
@@ -360,29 +410,55 @@ impl Memory {
         self.spaces.is_protected(page)
     }
 
-    /// Permits that a page becomes writable here.
-    fn release(&mut self, page: Page) {
-        self.empty_replicas(page);
-        self.spaces.release(page);
+    /// Permits that pages become writable here.
+    fn release(&mut self, range: Range) {
+        if self.has_replicas(range.segment) {
+            range.iter().for_each(|page| self.empty_replicas(page));
+        }
+        self.spaces.release(range);
     }
 
-    /// Takes a page from every process and frees it.
-    pub fn drop_page(&mut self, page: Page) {
-        self.unplaced.remove(&page);
-        self.empty_replicas(page);
-        let Some(segment) = self.segments.get(&page.segment) else {
+    /// Takes pages from every process and frees them.
+    pub fn drop_pages(&mut self, range: Range) {
+        if !self.unplaced.is_empty() {
+            range
+                .iter()
+                .for_each(|page| drop(self.unplaced.remove(&page)));
+        }
+        if self.has_replicas(range.segment) {
+            range.iter().for_each(|page| self.empty_replicas(page));
+        }
+        let Some(segment) = self.segments.get(&range.segment) else {
             return;
         };
-        if let Err(error) = segment.punch(page.offset()) {
-            tracing::error!(%page, %error, "cannot drop page");
+        if let Err(error) = segment.punch(range.offset(), range.length() as u64) {
+            tracing::error!(?range, %error, "cannot drop pages");
         }
-        self.spaces.unprotect_gone(page);
+        self.spaces.unprotect_gone(range);
     }
 
     /// Makes the page raise SIGBUS where somebody waits for it.
     pub fn poison(&mut self, page: Page) {
         for waiter in self.waiting.remove(&page).unwrap_or_default() {
             self.spaces.poison_at(waiter.space, waiter.address);
+        }
+    }
+
+    /// Appends the bytes of pages to a buffer; zeros for holes.
+    pub fn append(&self, range: Range, buffer: &mut Vec<u8>) {
+        let end = buffer.len() + range.length();
+        let segment = self.segments.get(&range.segment);
+        let read = segment
+            .filter(|_| self.unplaced.is_empty())
+            .map(|s| s.append(range.offset(), range.length(), buffer));
+        if !matches!(read, Some(Ok(()))) {
+            let start = buffer.len();
+            buffer.resize(end, 0);
+            let pages = buffer[start..].chunks_exact_mut(PAGE_SIZE);
+            range
+                .iter()
+                .zip(pages)
+                .for_each(|(page, bytes)| self.read(page, bytes));
         }
     }
 
@@ -406,7 +482,7 @@ impl Memory {
     /// page, that ends.
     pub fn show(&mut self, page: Page, user: UserId, space: SpaceId, address: u64) {
         if !self.is_protected(page) {
-            self.protect(page);
+            self.protect(page.into());
         }
         match self.fill_replica(page, user) {
             Ok(Done::Yes | Done::Exists) => {
@@ -502,6 +578,28 @@ impl migshm_coherence::Memory for Memory {
     }
 }
 
+/// What as many pages as possible from the first of some places on contain.
+fn adjacent<'a>(
+    mut places: std::ops::Range<u32>,
+    contents: &impl Fn(u32) -> Option<&'a [u8]>,
+) -> Contents<'a> {
+    match places.next().and_then(contents) {
+        Some(first) => {
+            let mut pages = Adjacent::new(first);
+            while places
+                .next()
+                .and_then(contents)
+                .is_some_and(|page| pages.extend(page))
+            {}
+            Contents::Bytes(pages)
+        }
+        None => {
+            let zeros = places.take_while(|&place| contents(place).is_none());
+            Contents::Zeros(1 + u32::try_from(zeros.count()).expect("a part of the range"))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -524,7 +622,7 @@ mod tests {
         };
 
         let own = memory.own.take();
-        memory.install(page, Access::Write, Some(&contents));
+        memory.install(page.into(), Access::Write, |_| Some(&contents));
         assert!(!memory.is_present(page));
         assert_eq!(read(&memory), contents, "what another node is sent");
 
@@ -535,12 +633,12 @@ mod tests {
         assert_eq!(read(&memory), contents);
 
         let own = memory.own.take();
-        memory.drop_page(page);
-        memory.install(page, Access::Read, None);
+        memory.drop_pages(page.into());
+        memory.install(page.into(), Access::Read, |_| None);
         assert_eq!(read(&memory), [0; PAGE_SIZE]);
-        memory.drop_page(page);
+        memory.drop_pages(page.into());
         memory.own = own;
-        memory.install(page, Access::Read, Some(&contents));
+        memory.install(page.into(), Access::Read, |_| Some(&contents));
         assert_eq!(read(&memory), contents, "nothing is left of what it was");
     }
 }

@@ -1,18 +1,16 @@
 //! Segments and pages: from reports and messages to the coherence engine, and from its actions to
 //! memory and peers.
 
-use std::convert::Infallible;
-
 use bytes::Bytes;
-use migshm_coherence::{Action, Body, Fill, Input, Lock, Push, Time};
+use migshm_coherence::{Action, Body, Fill, Input, Lock, Push, Time, Touch, first_run, gather};
 use migshm_protocol::control::{Member, Placement, ToCoordinator};
 use migshm_protocol::ids::{EXTENT_PAGES, PAGE_SIZE};
-use migshm_protocol::page::{Access, Contents, PageMessage};
+use migshm_protocol::page::{Access, Contents, MAX_RUN, PageMessage, PageRun, Subject};
 use migshm_protocol::{Extent, NodeId, Page, SegmentId};
 use migshm_transport::FrameSender;
 
 use crate::daemon::{Attaching, Node};
-use crate::memory::{Report, SpaceId, View, Waiter};
+use crate::memory::{Range, Report, SpaceId, View, Waiter};
 use crate::tasks;
 
 /// Of a node's memory, the part that pages with homes elsewhere may take (the coordinator gives
@@ -23,98 +21,136 @@ const CACHE_SHARE: u64 = 4;
 const CACHE_FLOOR: usize = 64;
 /// Pages given up at once for lack of memory.
 const EVICTION_BATCH: usize = 16;
+/// Of the pages that a node may cache, the part that is prefetched for one stream at most.
+const PREFETCH_SHARE: usize = 4;
 
 impl Node {
     fn drive(&mut self, input: Input<Bytes>) {
-        let mut actions = Vec::new();
-        self.engine.handle(now(), input, &self.memory, &mut actions);
-        for action in actions {
-            self.execute(action);
-        }
+        self.drive_all(std::iter::once(input));
     }
 
-    fn execute(&mut self, action: Action<Bytes>) {
-        match action {
-            Action::Send { to, message, body } => self.send(to, &message, body),
+    /// Handles events about different pages.
+    fn drive_all(&mut self, inputs: impl Iterator<Item = Input<Bytes>>) {
+        let mut actions = std::mem::take(&mut self.actions);
+        let now = now();
+        for input in inputs {
+            self.engine.handle(now, input, &self.memory, &mut actions);
+        }
+        gather(&mut actions);
+        let mut rest = &actions[..];
+        while !rest.is_empty() {
+            let longest = &rest[..rest.len().min(usize::from(MAX_RUN))];
+            let (run, others) = rest.split_at(first_run(longest));
+            self.execute(run);
+            rest = others;
+        }
+        actions.clear();
+        self.actions = actions;
+    }
+
+    /// Executes a run of actions.
+    fn execute(&mut self, run: &[Action<Bytes>]) {
+        let range_from = |page: Page| Range {
+            pages: run.len() as u32,
+            ..page.into()
+        };
+        match &run[0] {
+            Action::Send { to, message, body } => {
+                let message = message.clone();
+                let pages = run.len() as u16;
+                self.send(*to, &PageRun { pages, message }, body);
+            }
             Action::Install {
                 page,
                 access,
                 contents,
             } => {
-                if access == Access::Write {
-                    self.note_write_grant(page);
+                let range = range_from(*page);
+                if *access == Access::Write {
+                    range.iter().for_each(|page| self.note_write_grant(page));
                 }
                 match contents {
-                    Fill::Data(bytes) => {
-                        self.counters.pages_received += 1;
-                        self.memory.install(page, access, Some(&bytes));
+                    Fill::Data(_) => {
+                        self.counters.pages_received += run.len() as u64;
+                        let bytes = |place: u32| data(&run[place as usize]);
+                        self.memory.install(range, *access, bytes);
                     }
-                    Fill::Zeros => self.memory.install(page, access, None),
-                    Fill::InPlace => return self.memory.change(page, access),
+                    Fill::Zeros => self.memory.install(range, *access, |_| None),
+                    Fill::InPlace => return self.memory.change(range, *access),
                 }
-                if !self.engine.is_home(page.extent()) {
+                for page in range.iter().filter(|p| !self.engine.is_home(p.extent())) {
                     self.cached.push(page);
                 }
             }
-            Action::Protect { page } => self.memory.protect(page),
+            Action::Protect { page } => self.memory.protect(range_from(*page)),
             Action::Drop { page } => {
-                self.cached.remove(page);
-                self.memory.drop_page(page);
+                let range = range_from(*page);
+                range.iter().for_each(|page| self.cached.remove(page));
+                self.memory.drop_pages(range);
             }
-            Action::FindHome { extent } => self.tell(ToCoordinator::FindHome { extent }, &[]),
-            Action::BecameHome { extent } => self.tell(ToCoordinator::HomeMoved { extent }, &[]),
+            Action::FindHome { extent } => {
+                let extent = *extent;
+                self.tell(ToCoordinator::FindHome { extent }, &[]);
+            }
+            Action::BecameHome { extent } => {
+                let extent = *extent;
+                self.tell(ToCoordinator::HomeMoved { extent }, &[]);
+            }
             Action::Fail { page } => {
                 tracing::error!(%page, "no node has memory left for this page: SIGBUS");
-                self.memory.poison(page);
+                self.memory.poison(*page);
             }
         }
     }
 
-    fn send(&mut self, to: NodeId, message: &PageMessage, body: Body<Bytes>) {
-        self.note_taken(to, message);
-        if let PageMessage::HomeTransfer { extent, .. } = message {
+    fn send(&mut self, to: NodeId, run: &PageRun, body: &Body<Bytes>) {
+        self.note_taken(to, run);
+        if let PageMessage::HomeTransfer { extent, .. } = &run.message {
             self.cache_extent(*extent);
         }
-        let link = self.peers.entry(to).or_default().link.clone();
-        let Some(link) = link else {
-            let bytes = match body {
-                Body::None => None,
-                Body::Data(bytes) => Some(bytes),
-                Body::Page(page) => {
-                    let mut bytes = vec![0; PAGE_SIZE];
-                    self.memory.read(page, &mut bytes);
-                    Some(bytes.into())
-                }
-            };
-            self.peers
-                .entry(to)
-                .or_default()
-                .backlog
-                .push((message.clone(), bytes));
-            return;
+        let peer = self.peers.entry(to).or_default();
+        let range = |page: Page| Range {
+            pages: run.pages.into(),
+            ..page.into()
         };
+        let Some(link) = &peer.link else {
+            let mut bytes = Vec::new();
+            match body {
+                Body::None => {}
+                Body::Data(data) => bytes.extend_from_slice(data),
+                Body::Page(page) => self.memory.append(range(*page), &mut bytes),
+            }
+            return peer.backlog.push((run.clone(), bytes));
+        };
+        if let PageMessage::Grant { .. } = run.message {
+            let now = now();
+            self.spin.requests.expect(now);
+            self.spin.begin(now);
+        }
         match body {
-            Body::None => link.send(message, &[]),
-            Body::Data(bytes) => link.send(message, &bytes),
+            Body::None => link.send(run, &[]),
+            Body::Data(bytes) => link.send(run, bytes),
             Body::Page(page) => {
-                self.counters.pages_sent += 1;
-                let Ok(()) = link.send_with(message, PAGE_SIZE, |buffer| {
-                    self.memory.read(page, buffer);
-                    Ok::<(), Infallible>(())
+                let range = range(*page);
+                self.counters.pages_sent += u64::from(range.pages);
+                link.send_with(run, range.length(), |frame| {
+                    self.memory.append(range, frame)
                 });
             }
         }
     }
 
     /// Notices what other nodes take of this one's pages.
-    fn note_taken(&mut self, to: NodeId, message: &PageMessage) {
+    fn note_taken(&mut self, to: NodeId, run: &PageRun) {
         if let PageMessage::Grant {
             page,
             access,
             contents: Contents::Bytes | Contents::Yours,
             pushed: false,
             ..
-        } = *message
+        } = run.message
+            // What moves in bulk was not taken for a lock's sake.
+            && run.pages == 1
         {
             self.carry.taken(page, access, to, now());
         }
@@ -135,38 +171,100 @@ impl Node {
         self.settle();
     }
 
-    /// A message of another node.
-    pub(crate) fn on_peer(&mut self, from: NodeId, message: PageMessage, raw: Bytes) {
-        let data = (!raw.is_empty()).then_some(raw);
-        if data.as_ref().is_some_and(|bytes| bytes.len() != PAGE_SIZE) {
+    /// Messages of another node.
+    pub(crate) fn on_peer(&mut self, from: NodeId, run: PageRun, raw: &Bytes) {
+        if !raw.is_empty() && raw.len() != usize::from(run.pages) * PAGE_SIZE {
             tracing::warn!(%from, "page contents of a wrong length");
             return;
         }
-        if let PageMessage::Invalidate { page, requester } = message {
-            self.carry.taken(page, Access::Write, requester, now());
+        if let PageMessage::Invalidate { requester, .. } = run.message {
+            let now = now();
+            for message in run.messages().into_iter().flatten() {
+                if let Subject::Page(page) = message.subject() {
+                    self.carry.taken(page, Access::Write, requester, now);
+                }
+            }
         }
-        let segment = message.segment();
+        let segment = run.message.segment();
         if let PageMessage::Request {
             page, requester, ..
-        } = message
+        } = run.message
         {
             self.count_request(page, requester);
+            self.spin.requests.came(now());
         }
         if self.memory.is_tracked(segment) {
-            self.drive(Input::Message {
-                from,
-                message,
-                data,
-            });
+            let waiting = self.memory.waiting();
+            self.deliver(from, &run, raw);
+            self.expect(waiting);
         } else {
             // This node may have been made a home of a segment that nobody here has attached.
             let held = self.unknown.entry(segment).or_default();
-            held.push((from, message, data));
+            held.push((from, run, raw.clone()));
             if held.len() == 1 {
                 self.tell(ToCoordinator::FindSegment { segment }, &[]);
             }
         }
         self.settle();
+    }
+
+    /// What comes next, after a message while so many threads waited.
+    fn expect(&mut self, waiting: usize) {
+        let now = now();
+        match self.memory.waiting() {
+            left if left >= waiting => {}
+            0 => self.spin.answers.came(now),
+            _ => {
+                self.spin.answers.came(now);
+                self.spin.answers.expect(now);
+                self.spin.begin(now);
+            }
+        }
+    }
+
+    fn deliver(&mut self, from: NodeId, run: &PageRun, raw: &Bytes) {
+        let Some(messages) = run.messages() else {
+            tracing::warn!(%from, "a run of pages that cannot be");
+            return;
+        };
+        let contents = |place: usize| {
+            let start = place * PAGE_SIZE;
+            (!raw.is_empty()).then(|| raw.slice(start..start + PAGE_SIZE))
+        };
+        self.drive_all((0..).zip(messages).map(|(place, message)| Input::Message {
+            from,
+            message,
+            data: contents(place),
+        }));
+        if let PageMessage::Grant { page, .. } | PageMessage::Decline { page, .. } = run.message {
+            let last = page.index + u32::from(run.pages) - 1;
+            self.prefetcher.came(Page {
+                index: last,
+                ..page
+            });
+            self.prefetch();
+        }
+    }
+
+    /// Asks for what programs are about to need.
+    fn prefetch(&mut self) {
+        // Others' memory is not worth more than what is used: some streams share it.
+        let room = u32::try_from(self.cache_limit() / PREFETCH_SHARE).unwrap_or(u32::MAX);
+        while let Some(ask) = {
+            let pages = |segment| self.memory.pages(segment).unwrap_or(0);
+            self.prefetcher.next(room, pages)
+        } {
+            let access = ask.access;
+            let inputs = ask.pages().map(|page| Input::Prefetch { page, access });
+            self.drive_all(inputs);
+            // What is not under way has come, as far as it will.
+            let mut pages = ask.pages();
+            if !pages.any(|page| self.engine.is_pending(page))
+                && let Some(page) = ask.last()
+            {
+                self.prefetcher.came(page);
+            }
+        }
     }
 
     /// What the coordinator knows of a segment that a peer spoke of.
@@ -182,12 +280,8 @@ impl Node {
             tracing::error!(segment = segment.0, %error, "cannot make the segment's memory");
             return;
         }
-        for (from, message, data) in held {
-            self.drive(Input::Message {
-                from,
-                message,
-                data,
-            });
+        for (from, run, raw) in held {
+            self.deliver(from, &run, &raw);
         }
     }
 
@@ -197,8 +291,8 @@ impl Node {
     pub(crate) fn on_link(&mut self, peer: NodeId, link: FrameSender) -> u64 {
         let number = self.next_id();
         let entry = self.peers.entry(peer).or_default();
-        for (message, bytes) in entry.backlog.drain(..) {
-            link.send(&message, bytes.as_deref().unwrap_or(&[]));
+        for (run, bytes) in entry.backlog.drain(..) {
+            link.send(&run, &bytes);
         }
         entry.link = Some(link);
         entry.number = number;
@@ -280,13 +374,30 @@ impl Node {
     pub(crate) fn request(&mut self, page: Page, waiter: Waiter, access: Access) {
         self.memory.wait(page, waiter);
         self.count_request(page, self.id);
+        self.prefetcher.touch(Touch {
+            space: waiter.space.0,
+            page,
+            access,
+            pending: self.engine.is_pending(page),
+        });
         self.drive(Input::Fault { page, access });
+        if self.engine.is_pending(page) {
+            let now = now();
+            self.spin.answers.expect(now);
+            self.spin.begin(now);
+        }
+        self.prefetch();
+    }
+
+    /// How many pages with homes elsewhere may be here.
+    fn cache_limit(&self) -> usize {
+        let limit = usize::try_from(self.budget / CACHE_SHARE / PAGE_SIZE as u64);
+        limit.unwrap_or(usize::MAX).max(CACHE_FLOOR)
     }
 
     /// Gives up cached pages if there are too many; whether it did anything.
     pub(crate) fn make_room(&mut self) -> bool {
-        let limit = usize::try_from(self.budget / CACHE_SHARE / PAGE_SIZE as u64);
-        let limit = limit.unwrap_or(usize::MAX).max(CACHE_FLOOR);
+        let limit = self.cache_limit();
         let mut progress = false;
         for _ in 0..EVICTION_BATCH {
             if self.cached.len() + self.memory.replicated() <= limit {
@@ -376,6 +487,7 @@ impl Node {
         self.turns.remove_segment(segment);
         self.policy.retain(|extent| extent.segment != segment);
         self.carry.retain(|page| page.segment != segment);
+        self.prefetcher.remove_segment(segment);
         self.cached.remove_segment(segment);
     }
 
@@ -407,6 +519,17 @@ impl Node {
                 self.cached.push(page);
             }
         }
+    }
+}
+
+/// What an action installs.
+fn data(action: &Action<Bytes>) -> Option<&[u8]> {
+    match action {
+        Action::Install {
+            contents: Fill::Data(bytes),
+            ..
+        } => Some(bytes),
+        _ => None,
     }
 }
 

@@ -142,6 +142,18 @@ pub fn schedule() -> &'static str {
     "default"
 }
 
+/// Keeps the buffers of frames, which come and go all the time, from being given back to the kernel
+/// and got from it, zeroed, again.
+pub fn keep_memory() {
+    const LARGEST_BUFFER: libc::c_int = 1 << 20;
+    const SPARE: libc::c_int = 16 << 20;
+    // SAFETY: plain integers. (A C library that knows of neither does nothing.)
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGEST_BUFFER);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, SPARE);
+    }
+}
+
 /// Lets this process have as many descriptors as it may: several for each local process.
 pub fn raise_descriptor_limit() {
     let mut limit = libc::rlimit {

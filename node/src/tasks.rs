@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use migshm_protocol::codec::CodecError;
 use migshm_protocol::control::{FromCoordinator, Member};
-use migshm_protocol::page::{PageMessage, PeerHello};
+use migshm_protocol::page::{PageRun, PeerHello};
 use migshm_protocol::{NodeId, VERSION};
 use migshm_transport::{Endpoint, FrameReceiver, Incoming, Link, LinkError, Peer};
 use tokio::io::Interest;
@@ -19,6 +19,7 @@ use crate::daemon::{ConnectionId, Node, Shared};
 use crate::exits::Exits;
 use crate::local::Socket;
 use crate::memory::SpaceId;
+use crate::pages::now;
 use crate::uffd::Uffd;
 
 /// How often address spaces that the kernel does not report the end of are looked at.
@@ -125,6 +126,18 @@ pub fn watch_space(node: &Node, space: SpaceId) -> Option<AbortHandle> {
         }
     });
     Some(task.abort_handle())
+}
+
+/// Keeps the daemon from sleeping while news is expected, for ever.
+pub async fn look_for_news(node: Shared) {
+    let begun = Rc::clone(&node.borrow().spin.begun);
+    loop {
+        begun.notified().await;
+        while node.borrow().spin.is_worthwhile(now()) {
+            // All descriptors are looked at before this task has its next turn.
+            tokio::task::yield_now().await;
+        }
+    }
 }
 
 /// Notices the ends of processes, for ever.
@@ -342,8 +355,8 @@ async fn hear_peer(node: Shared, link: Link) {
                 break;
             }
         };
-        match frame.split::<PageMessage>() {
-            Ok((message, raw)) => node.borrow_mut().on_peer(from, message, raw),
+        match frame.split::<PageRun>() {
+            Ok((run, raw)) => node.borrow_mut().on_peer(from, run, &raw),
             Err(error) => {
                 tracing::error!(peer = %from, %error, "a node sent garbage");
                 sender.close("malformed message");

@@ -9,6 +9,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use migshm_protocol::ids::PAGE_SIZE;
 
+use crate::memory::Adjacent;
+
 /// The device whose descriptors make userfaultfds that also handle faults in kernel mode.
 pub const DEVICE: &str = "/dev/userfaultfd";
 
@@ -254,35 +256,39 @@ impl Uffd {
         )
     }
 
-    /// Puts a page's bytes at `address`, atomically. Who waits there goes on waiting.
+    /// Puts pages at `address`, each atomically. Who waits there goes on waiting.
+    ///
+    /// Returns how many took effect, and what became of the next one, if there is one.
     ///
     /// # Errors
-    /// What [`Done`] does not cover, `ENOMEM` say.
-    pub fn copy(&self, address: u64, page: &[u8]) -> io::Result<Done> {
-        assert_eq!(page.len(), PAGE_SIZE);
+    /// What [`Done`] does not cover, `ENOMEM` say, of the first page.
+    pub fn copy(&self, address: u64, pages: Adjacent<'_>) -> io::Result<(u32, Done)> {
         let mut arg = Copy {
             dst: address,
-            src: page.as_ptr() as u64,
-            len: PAGE_SIZE as u64,
+            src: pages.address(),
+            len: pages.length(),
             mode: COPY_MODE_DONTWAKE,
             copied: 0,
         };
-        done(self.ioctl(IOC_COPY, &mut arg))
+        let done = done(self.ioctl(IOC_COPY, &mut arg))?;
+        Ok((whole_pages(arg.copied), done))
     }
 
-    /// Puts a page of zeros at `address` and wakes who waits there.
+    /// Puts pages of zeros at `address` and wakes who waits there; returns as [`Uffd::copy`] does.
     ///
     /// # Errors
-    /// What [`Done`] does not cover.
-    pub fn zero(&self, address: u64) -> io::Result<Done> {
-        done(self.ioctl(
-            IOC_ZEROPAGE,
-            &mut Fill {
-                range: page_at(address),
-                mode: 0,
-                done: 0,
+    /// What [`Done`] does not cover, of the first page.
+    pub fn zero(&self, address: u64, pages: u32) -> io::Result<(u32, Done)> {
+        let mut arg = Fill {
+            range: Range {
+                start: address,
+                len: u64::from(pages) * PAGE_SIZE as u64,
             },
-        ))
+            mode: 0,
+            done: 0,
+        };
+        let done = done(self.ioctl(IOC_ZEROPAGE, &mut arg))?;
+        Ok((whole_pages(arg.done), done))
     }
 
     /// Makes any access to the page at `address` raise SIGBUS, and wakes who waits there.
@@ -394,6 +400,11 @@ impl AsRawFd for Uffd {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }
+}
+
+/// Of bytes that the kernel says it has filled; a negative number is an error.
+fn whole_pages(bytes: i64) -> u32 {
+    u32::try_from(bytes).unwrap_or(0) / PAGE_SIZE as u32
 }
 
 fn page_at(start: u64) -> Range {

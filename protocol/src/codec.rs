@@ -164,7 +164,7 @@ mod tests {
             let _ = decode::<crate::local::FromNode>(&bytes);
             let _ = decode::<crate::control::ToCoordinator>(&bytes);
             let _ = decode::<crate::control::FromCoordinator>(&bytes);
-            let _ = decode::<crate::page::PageMessage>(&bytes);
+            let _ = decode::<crate::page::PageRun>(&bytes);
         }
     }
 }

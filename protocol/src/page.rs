@@ -42,6 +42,9 @@ pub enum PageMessage {
         requester: NodeId,
         /// Whether the requester holds a readable copy.
         has_copy: bool,
+        /// Whether nobody waits for the page yet: rather than wait, or disturb those who use it,
+        /// the answer is [`PageMessage::Decline`].
+        prefetch: bool,
     },
     /// Home → owner: give the page to the requester.
     Forward {
@@ -55,6 +58,15 @@ pub enum PageMessage {
         acks: u16,
         /// To pass on in [`PageMessage::Grant::pushed`].
         pushed: bool,
+        /// As in [`PageMessage::Request::prefetch`].
+        prefetch: bool,
+    },
+    /// Owner → home → requester of a prefetch: not now. Nothing has changed.
+    Decline {
+        /// The page.
+        page: Page,
+        /// Who asked for it.
+        requester: NodeId,
     },
     /// Home → sharer: drop the copy, tell the requester.
     Invalidate {
@@ -162,20 +174,132 @@ impl PageMessage {
     /// The segment that the message is about.
     #[must_use]
     pub fn segment(&self) -> SegmentId {
+        match self.subject() {
+            Subject::Page(page) => page.segment,
+            Subject::Extent(extent) => extent.segment,
+        }
+    }
+
+    /// What the message is about.
+    #[must_use]
+    pub fn subject(&self) -> Subject {
         match self {
             PageMessage::Request { page, .. }
             | PageMessage::Forward { page, .. }
+            | PageMessage::Decline { page, .. }
             | PageMessage::Invalidate { page, .. }
             | PageMessage::Grant { page, .. }
             | PageMessage::Push { page, .. }
             | PageMessage::InvalidateAck { page }
             | PageMessage::Done { page }
             | PageMessage::WriteBack { page, .. }
-            | PageMessage::WriteBackAck { page, .. } => page.segment,
+            | PageMessage::WriteBackAck { page, .. } => Subject::Page(*page),
             PageMessage::Fence { extent }
             | PageMessage::FenceAck { extent }
-            | PageMessage::HomeTransfer { extent, .. } => extent.segment,
+            | PageMessage::HomeTransfer { extent, .. } => Subject::Extent(*extent),
         }
+    }
+
+    /// The same message about another page, where it is about one.
+    #[must_use]
+    pub fn about(&self, other: Page) -> PageMessage {
+        let mut message = self.clone();
+        match &mut message {
+            PageMessage::Request { page, .. }
+            | PageMessage::Forward { page, .. }
+            | PageMessage::Decline { page, .. }
+            | PageMessage::Invalidate { page, .. }
+            | PageMessage::Grant { page, .. }
+            | PageMessage::Push { page, .. }
+            | PageMessage::InvalidateAck { page }
+            | PageMessage::Done { page }
+            | PageMessage::WriteBack { page, .. }
+            | PageMessage::WriteBackAck { page, .. } => *page = other,
+            PageMessage::Fence { .. }
+            | PageMessage::FenceAck { .. }
+            | PageMessage::HomeTransfer { .. } => {}
+        }
+        message
+    }
+}
+
+/// What a message is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// A page.
+    Page(Page),
+    /// A whole extent.
+    Extent(Extent),
+}
+
+/// What travels between nodes: one message, or the same one about each of several consecutive
+/// pages, whose contents, if there are any, follow in that order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageRun {
+    /// How many pages; 1 for a message about an extent.
+    pub pages: u16,
+    /// About the first page.
+    pub message: PageMessage,
+}
+
+/// Pages in a [`PageRun`] at most.
+pub const MAX_RUN: u16 = 32;
+
+impl PageRun {
+    /// The messages, one by one; `None` if no correct peer sends such a run.
+    pub fn messages(&self) -> Option<impl Iterator<Item = PageMessage>> {
+        let pages = u32::from(self.pages);
+        let is_possible = match self.message.subject() {
+            _ if self.pages == 0 || self.pages > MAX_RUN => false,
+            Subject::Page(page) => page.index.checked_add(pages).is_some(),
+            Subject::Extent(_) => pages == 1,
+        };
+        is_possible.then(|| {
+            (0..pages).map(|offset| match self.message.subject() {
+                Subject::Page(Page { segment, index }) => self.message.about(Page {
+                    segment,
+                    index: index + offset,
+                }),
+                Subject::Extent(_) => self.message.clone(),
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: Page = Page {
+        segment: SegmentId(1),
+        index: 7,
+    };
+
+    fn messages(pages: u16, message: PageMessage) -> Option<Vec<PageMessage>> {
+        Some(PageRun { pages, message }.messages()?.collect())
+    }
+
+    #[test]
+    fn a_run_is_the_same_message_for_consecutive_pages() {
+        let done = |index| PageMessage::Done {
+            page: Page { index, ..PAGE },
+        };
+        assert_eq!(messages(2, done(7)), Some(vec![done(7), done(8)]));
+    }
+
+    #[test]
+    fn no_run_is_empty_too_long_or_beyond_all_segments() {
+        let done = |index| PageMessage::Done {
+            page: Page { index, ..PAGE },
+        };
+        let fence = PageMessage::Fence {
+            extent: PAGE.extent(),
+        };
+        assert_eq!(messages(0, done(7)), None);
+        assert_eq!(messages(MAX_RUN + 1, done(7)), None);
+        assert_eq!(messages(2, done(u32::MAX)), None);
+        assert_eq!(messages(2, fence.clone()), None);
+        assert_eq!(messages(1, fence.clone()), Some(vec![fence]));
     }
 }
 

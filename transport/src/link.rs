@@ -190,26 +190,20 @@ impl FrameSender {
         }
     }
 
-    /// Like [`FrameSender::send`], but `fill` writes the raw bytes (zeroed before) in place.
-    ///
-    /// # Errors
-    /// Those of `fill`; nothing is sent then.
-    pub fn send_with<T: Serialize, E>(
+    /// Like [`FrameSender::send`], but `append` appends the raw bytes, for which there is room.
+    pub fn send_with<T: Serialize>(
         &self,
         message: &T,
-        raw_length: usize,
-        fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let mut frame = Vec::with_capacity(MESSAGE_ROOM + raw_length);
+        room: usize,
+        append: impl FnOnce(&mut Vec<u8>),
+    ) {
+        let mut frame = Vec::with_capacity(MESSAGE_ROOM + room);
         let encoded = codec::encode_frame(message, &[], &mut frame);
-        let start = frame.len();
-        frame.resize(start + raw_length, 0);
-        fill(&mut frame[start..])?;
+        append(&mut frame);
         match encoded.and_then(|()| codec::seal_frame(&mut frame)) {
             Ok(()) => self.push(frame),
             Err(error) => self.unsendable(&error),
         }
-        Ok(())
     }
 
     /// Closes the link both ways at once, with a reason for the peer's log. What was sent last

@@ -4,6 +4,7 @@ use migshm_protocol::page::{Access, Contents, PageMessage};
 use migshm_protocol::{Extent, NodeId, Page};
 
 use super::hold::Hold;
+use super::home::Asked;
 use super::{Action, Body, Context, Engine, Fill, Known, Time, is_node, slot};
 
 /// This node's copy of a page.
@@ -57,16 +58,42 @@ impl State {
     }
 }
 
-/// A fault that waits.
+/// A page that was asked for, or will be.
 #[derive(Clone, Debug)]
 pub(super) struct Pending<D> {
+    /// What was asked for.
     pub(super) access: Access,
+    /// What some thread waits for; `None` if the page is prefetched and no thread does yet.
+    pub(super) awaited: Option<Access>,
+    /// Whether the request may be declined.
+    pub(super) prefetch: bool,
     /// Whether the request is under way; it is not while the home is unknown or the page is
     /// being written back.
     pub(super) sent: bool,
     /// Acknowledgements that have come; they may come before the grant.
     pub(super) acks: u16,
     pub(super) grant: Option<Grant<D>>,
+}
+
+impl<D> Pending<D> {
+    fn fault(access: Access) -> Self {
+        Self {
+            access,
+            awaited: Some(access),
+            prefetch: false,
+            sent: false,
+            acks: 0,
+            grant: None,
+        }
+    }
+
+    fn prefetch(access: Access) -> Self {
+        Self {
+            awaited: None,
+            prefetch: true,
+            ..Self::fault(access)
+        }
+    }
 }
 
 /// A grant, as in [`PageMessage::Grant`].
@@ -96,6 +123,7 @@ pub(super) struct Give {
     pub(super) requester: NodeId,
     pub(super) acks: u16,
     pub(super) pushed: bool,
+    pub(super) prefetch: bool,
 }
 
 impl<D> Engine<D> {
@@ -116,21 +144,49 @@ impl<D> Engine<D> {
                 contents,
             });
         }
-        if self.pending.contains_key(&page) {
+        if let Some(pending) = self.pending.get_mut(&page) {
+            pending.awaited = pending.awaited.max(Some(access));
             return;
         }
-        self.pending.insert(
-            page,
-            Pending {
-                access,
-                sent: false,
-                acks: 0,
-                grant: None,
-            },
-        );
+        self.await_page(cx, page, access);
+    }
+
+    fn await_page(&mut self, cx: &mut Context<'_, D>, page: Page, access: Access) {
+        self.pending.insert(page, Pending::fault(access));
         match self.line(page).state {
             State::Evicting | State::Evicted => {}
             _ => self.send_request(cx, page),
+        }
+    }
+
+    pub(super) fn prefetch(&mut self, cx: &mut Context<'_, D>, page: Page, access: Access) {
+        if !matches!(self.knows(page), Known::Yes) || self.pending.contains_key(&page) {
+            return;
+        }
+        match self.home_of(page.extent()) {
+            None => return,
+            Some(home) if home == self.me => self.open_directory(cx, page.extent()),
+            Some(_) => {}
+        }
+        if self.access(page) >= Some(access) || self.line(page).state.is_written_back() {
+            return;
+        }
+        self.counters.prefetches += 1;
+        self.pending.insert(page, Pending::prefetch(access));
+        self.send_request(cx, page);
+    }
+
+    /// What was to be prefetched cannot be had just now. Who waits for it by now asks in earnest.
+    pub(super) fn declined(&mut self, cx: &mut Context<'_, D>, page: Page) {
+        let declinable = |p: &Pending<D>| p.prefetch && p.sent && p.grant.is_none();
+        if !self.pending.get(&page).is_some_and(declinable) {
+            return self.protocol_error();
+        }
+        self.counters.declined += 1;
+        let awaited = self.pending.remove(&page).and_then(|p| p.awaited);
+        // What was pushed meanwhile may do.
+        if let Some(access) = awaited.filter(|&access| self.access(page) < Some(access)) {
+            self.await_page(cx, page, access);
         }
     }
 
@@ -173,18 +229,18 @@ impl<D> Engine<D> {
             return;
         };
         pending.sent = true;
-        let access = pending.access;
-        let (requester, has_copy) = (self.me, self.access(page).is_some());
+        let (access, prefetch) = (pending.access, pending.prefetch);
+        let asked = Asked {
+            page,
+            access,
+            requester: self.me,
+            has_copy: self.access(page).is_some(),
+            prefetch,
+        };
         if home == self.me {
-            self.request(cx, page, access, requester, has_copy);
+            self.request(cx, asked);
         } else {
-            let message = PageMessage::Request {
-                page,
-                access,
-                requester,
-                has_copy,
-            };
-            cx.send(home, message, Body::None);
+            cx.send(home, asked.message(), Body::None);
         }
     }
 
@@ -218,14 +274,18 @@ impl<D> Engine<D> {
         if !self.pending.get(&page).is_some_and(complete) {
             return;
         }
-        let pending = self.pending.remove(&page);
-        let Some(Grant {
-            access,
-            contents,
-            home,
-            confirm,
+        let Some(Pending {
+            awaited,
+            grant:
+                Some(Grant {
+                    access,
+                    contents,
+                    home,
+                    confirm,
+                    ..
+                }),
             ..
-        }) = pending.and_then(|p| p.grant)
+        }) = self.pending.remove(&page)
         else {
             return;
         };
@@ -235,6 +295,10 @@ impl<D> Engine<D> {
             None => contents,
         };
         self.install(cx, page, access, contents);
+        if awaited.is_none() {
+            // What nobody waits for yet need not stay.
+            self.line_mut(page).hold = Hold::default();
+        }
         self.confirm(cx, page, home, confirm);
     }
 
@@ -314,6 +378,11 @@ impl<D> Engine<D> {
         if give.requester == self.me || !self.line(page).state.owns() {
             return self.protocol_error();
         }
+        if give.prefetch && self.is_held(cx, page) {
+            let requester = give.requester;
+            let message = PageMessage::Decline { page, requester };
+            return cx.send(give.home, message, Body::None);
+        }
         if !self.defer(cx, page, Take::Give(give)) {
             self.give(cx, page, give);
         }
@@ -347,6 +416,11 @@ impl<D> Engine<D> {
         self.deferred.insert((until, page), take);
         self.counters.hold_deferrals += 1;
         true
+    }
+
+    /// Whether the page would not be given away at once.
+    pub(super) fn is_held(&self, cx: &Context<'_, D>, page: Page) -> bool {
+        !self.line(page).state.is_written_back() && self.hold_ends(cx, page).is_some()
     }
 
     /// When to look again whether a page may go; `None` if it may.
@@ -394,6 +468,7 @@ impl<D> Engine<D> {
             requester,
             acks,
             pushed,
+            ..
         } = give;
         self.counters.forwards += 1;
         let confirm = home != self.me || acks > 0 || pushed;

@@ -6,9 +6,9 @@ use migshm_protocol::ids::{EXTENT_PAGES, MAX_NODES};
 use migshm_protocol::page::{Access, Contents, PageMessage};
 use migshm_protocol::{Extent, NodeId, Page};
 
-use super::cache::{Give, Grant, State, Take};
+use super::cache::{Give, Grant, Pending, State, Take};
 use super::directory::Directory;
-use super::{Action, Body, Context, Engine, Fill, slot};
+use super::{Action, Body, Context, Engine, Fill, NodeSet, slot};
 
 /// A page's transaction that others than the home and the requester take part in, or that waits
 /// for the end of the home's own hold.
@@ -18,6 +18,8 @@ pub(super) struct Transaction<D> {
     pub(super) requester: NodeId,
     /// Whether it gets the page unasked.
     pub(super) pushed: bool,
+    /// Where the page was before, if the owner may decline.
+    pub(super) before: Option<Before>,
     /// What comes next.
     pub(super) queue: VecDeque<Work<D>>,
 }
@@ -25,23 +27,51 @@ pub(super) struct Transaction<D> {
 /// What a home does for other nodes, one at a time for each page.
 #[derive(Clone, Debug)]
 pub(super) enum Work<D> {
-    Request {
-        page: Page,
-        access: Access,
-        requester: NodeId,
-        has_copy: bool,
-    },
-    WriteBack {
-        page: Page,
-        owner: NodeId,
-        data: D,
-    },
+    Request(Asked),
+    WriteBack { page: Page, owner: NodeId, data: D },
+}
+
+/// What the directory said of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Before {
+    pub(super) owner: NodeId,
+    /// None of them if the owner had the page exclusively.
+    pub(super) sharers: NodeSet,
+}
+
+/// A request, as in [`PageMessage::Request`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Asked {
+    pub(super) page: Page,
+    pub(super) access: Access,
+    pub(super) requester: NodeId,
+    pub(super) has_copy: bool,
+    pub(super) prefetch: bool,
+}
+
+impl Asked {
+    pub(super) fn message(self) -> PageMessage {
+        let Self {
+            page,
+            access,
+            requester,
+            has_copy,
+            prefetch,
+        } = self;
+        PageMessage::Request {
+            page,
+            access,
+            requester,
+            has_copy,
+            prefetch,
+        }
+    }
 }
 
 impl<D> Work<D> {
     fn page(&self) -> Page {
         match *self {
-            Self::Request { page, .. } | Self::WriteBack { page, .. } => page,
+            Self::Request(Asked { page, .. }) | Self::WriteBack { page, .. } => page,
         }
     }
 }
@@ -52,26 +82,12 @@ const MAX_QUEUED: usize = 2 * MAX_NODES;
 const MAX_QUEUED_FOR_MOVE: usize = EXTENT_PAGES as usize * MAX_QUEUED;
 
 impl<D> Engine<D> {
-    pub(super) fn request(
-        &mut self,
-        cx: &mut Context<'_, D>,
-        page: Page,
-        access: Access,
-        requester: NodeId,
-        has_copy: bool,
-    ) {
-        if requester == self.me && !self.pending.get(&page).is_some_and(|pending| pending.sent) {
+    pub(super) fn request(&mut self, cx: &mut Context<'_, D>, asked: Asked) {
+        let own = |p: &Pending<D>| p.sent && p.prefetch == asked.prefetch;
+        if asked.requester == self.me && !self.pending.get(&asked.page).is_some_and(own) {
             return self.protocol_error();
         }
-        self.accept(
-            cx,
-            Work::Request {
-                page,
-                access,
-                requester,
-                has_copy,
-            },
-        );
+        self.accept(cx, Work::Request(asked));
     }
 
     pub(super) fn write_back(
@@ -113,6 +129,16 @@ impl<D> Engine<D> {
         let Some(directory) = &self.extent_mut(page.extent()).directory else {
             return;
         };
+        let busy = directory.moving || directory.is_busy(slot(page));
+        if let Work::Request(Asked {
+            requester,
+            prefetch: true,
+            ..
+        }) = work
+            && busy
+        {
+            return self.decline(cx, page, requester);
+        }
         let (queue, limit) = if directory.moving {
             let moving = self.moves.get_mut(&page.extent());
             (moving.map(|m| &mut m.queue), MAX_QUEUED_FOR_MOVE)
@@ -136,20 +162,8 @@ impl<D> Engine<D> {
     pub(super) fn relay(&mut self, cx: &mut Context<'_, D>, home: NodeId, work: Work<D>) {
         self.counters.relays += 1;
         match work {
-            Work::Request {
-                page,
-                access,
-                requester,
-                has_copy,
-            } => {
-                let has_copy = self.has_copy(page, requester, has_copy);
-                let message = PageMessage::Request {
-                    page,
-                    access,
-                    requester,
-                    has_copy,
-                };
-                cx.send(home, message, Body::None);
+            Work::Request(asked) => {
+                cx.send(home, self.current(asked).message(), Body::None);
             }
             Work::WriteBack { page, owner, data } => {
                 cx.send(
@@ -161,40 +175,75 @@ impl<D> Engine<D> {
         }
     }
 
-    /// Whether a requester has a copy; this node's own may have changed since it asked.
-    fn has_copy(&self, page: Page, requester: NodeId, claimed: bool) -> bool {
-        if requester == self.me {
-            self.access(page).is_some()
+    /// A request as it would be made now: this node's own copy may have changed since it asked.
+    fn current(&self, asked: Asked) -> Asked {
+        if asked.requester == self.me {
+            let has_copy = self.access(asked.page).is_some();
+            Asked { has_copy, ..asked }
         } else {
-            claimed
+            asked
+        }
+    }
+
+    /// Leaves a prefetch be.
+    fn decline(&mut self, cx: &mut Context<'_, D>, page: Page, requester: NodeId) {
+        if requester == self.me {
+            self.declined(cx, page);
+        } else {
+            cx.send(
+                requester,
+                PageMessage::Decline { page, requester },
+                Body::None,
+            );
+        }
+    }
+
+    /// The owner of a page at home here, or the home of one that this node asked for, declines.
+    pub(super) fn decline_received(
+        &mut self,
+        cx: &mut Context<'_, D>,
+        page: Page,
+        from: NodeId,
+        requester: NodeId,
+    ) {
+        let Some(transaction) = self.transactions.get(&page) else {
+            return match requester == self.me {
+                true => self.declined(cx, page),
+                false => self.protocol_error(),
+            };
+        };
+        match transaction.before {
+            Some(Before { owner, sharers })
+                if owner == from && transaction.requester == requester =>
+            {
+                self.directory_mut(page).place(slot(page), owner, &sharers);
+                self.decline(cx, page, requester);
+                self.finish(cx, page);
+            }
+            _ => self.protocol_error(),
         }
     }
 
     fn work(&mut self, cx: &mut Context<'_, D>, work: Work<D>) {
         match work {
-            Work::Request {
-                page,
-                access,
-                requester,
-                has_copy,
-            } => {
-                self.serve(cx, page, access, requester, has_copy);
+            Work::Request(asked) => {
+                let asked = self.current(asked);
+                self.serve(cx, asked);
             }
             Work::WriteBack { page, owner, data } => self.take_back(cx, page, owner, data),
         }
     }
 
-    fn serve(
-        &mut self,
-        cx: &mut Context<'_, D>,
-        page: Page,
-        access: Access,
-        requester: NodeId,
-        has_copy: bool,
-    ) {
+    fn serve(&mut self, cx: &mut Context<'_, D>, asked: Asked) {
+        let Asked {
+            page,
+            access,
+            requester,
+            has_copy,
+            prefetch,
+        } = asked;
         self.counters.requests += 1;
         let home = self.me;
-        let has_copy = self.has_copy(page, requester, has_copy);
         let directory = self.directory_mut(page);
         let slot = slot(page);
         let Some(owner) = directory.owner(slot) else {
@@ -204,12 +253,24 @@ impl<D> Engine<D> {
         // An owner keeps its copy until the home has taken it back: one that says that it has none has
         // had the page pushed since it asked.
         let holds = owner == requester || has_copy && directory.is_holder(slot, requester);
+        if prefetch && self.would_disturb(cx, asked, owner, holds) {
+            return self.decline(cx, page, requester);
+        }
+        let directory = self.directory_mut(page);
+        let before = prefetch.then(|| Before {
+            owner,
+            sharers: match directory.is_exclusive(slot) {
+                true => NodeSet::default(),
+                false => directory.holders(slot),
+            },
+        });
         let give = |acks| Give {
             home,
             access,
             requester,
             acks,
             pushed: false,
+            prefetch,
         };
         match access {
             Access::Read if holds => {
@@ -235,6 +296,37 @@ impl<D> Engine<D> {
                 }
             }
         }
+        if prefetch && let Some(transaction) = self.transactions.get_mut(&page) {
+            transaction.before = before;
+        }
+    }
+
+    /// Whether a prefetch would have to wait for a hold to end, or take a copy from a third node.
+    fn would_disturb(
+        &mut self,
+        cx: &Context<'_, D>,
+        asked: Asked,
+        owner: NodeId,
+        holds: bool,
+    ) -> bool {
+        let me = self.me;
+        let Asked {
+            page,
+            access,
+            requester,
+            ..
+        } = asked;
+        let directory = self.directory_mut(page);
+        let (takes_mine, takes_others) = match access {
+            Access::Read => (!holds && owner == me, false),
+            Access::Write => {
+                let holders = directory.holders(slot(page)).without(requester);
+                let is_taken = |node: NodeId| node != me && (holds || node != owner);
+                let mut nodes = holders.into_iter();
+                (directory.is_holder(slot(page), me), nodes.any(is_taken))
+            }
+        };
+        takes_others || takes_mine && self.is_held(cx, page)
     }
 
     /// Has copies dropped; how many acknowledgements the requester has to wait for.
@@ -337,6 +429,7 @@ impl<D> Engine<D> {
             requester: to,
             acks: 0,
             pushed: true,
+            prefetch: false,
         };
         self.forward(cx, page, from, give);
     }
@@ -348,6 +441,7 @@ impl<D> Engine<D> {
             requester,
             acks,
             pushed,
+            prefetch,
             ..
         } = give;
         if owner != self.me {
@@ -358,6 +452,7 @@ impl<D> Engine<D> {
                 requester,
                 acks,
                 pushed,
+                prefetch,
             };
             return cx.send(owner, message, Body::None);
         }
@@ -409,6 +504,7 @@ impl<D> Engine<D> {
             Transaction {
                 requester,
                 pushed,
+                before: None,
                 queue: VecDeque::new(),
             },
         );

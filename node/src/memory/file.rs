@@ -17,6 +17,7 @@ use migshm_protocol::Extent;
 use migshm_protocol::ids::{EXTENT_PAGES, PAGE_SIZE};
 
 use super::PAGE;
+use super::range::Adjacent;
 use crate::uffd::{Done, Uffd};
 
 pub(super) const MEMFD_NAME: &CStr = c"migshm";
@@ -58,6 +59,15 @@ pub fn sealed(name: &CStr, length: u64) -> io::Result<File> {
         return Err(io::Error::last_os_error());
     }
     Ok(memfd)
+}
+
+/// What pages are to contain.
+#[derive(Clone, Copy, Debug)]
+pub enum Contents<'a> {
+    /// This.
+    Bytes(Adjacent<'a>),
+    /// Zeros, so many pages of them.
+    Zeros(u32),
 }
 
 /// Pages that local processes may map.
@@ -156,27 +166,27 @@ impl PageFile {
         })
     }
 
-    /// Puts a page in at `offset`: `contents`, or else zeros.
+    /// Puts pages in at `offset`. Returns as [`Uffd::copy`] does.
     ///
     /// # Errors
     /// `NotFound` unless tracked, by this `uffd`; else those of [`Uffd::copy`].
-    pub fn put(&self, uffd: &Uffd, offset: u64, contents: Option<&[u8]>) -> io::Result<Done> {
+    pub fn put(&self, uffd: &Uffd, offset: u64, contents: Contents<'_>) -> io::Result<(u32, Done)> {
         let own = self.own.as_ref().ok_or(io::ErrorKind::NotFound)?;
         let address = own.address + offset;
         match contents {
-            Some(bytes) => uffd.copy(address, bytes),
-            None => uffd.zero(address),
+            Contents::Bytes(pages) => uffd.copy(address, pages),
+            Contents::Zeros(pages) => uffd.zero(address, pages),
         }
     }
 
-    /// Frees the page at `offset`, whoever maps it.
+    /// Frees `length` bytes of pages from `offset` on, whoever maps them.
     ///
     /// # Errors
     /// Those of `fallocate(2)`.
-    pub fn punch(&self, offset: u64) -> io::Result<()> {
+    pub fn punch(&self, offset: u64, length: u64) -> io::Result<()> {
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         let offset = libc::off_t::try_from(offset).expect("a file offset");
-        let length = libc::off_t::try_from(PAGE).expect("a file offset");
+        let length = libc::off_t::try_from(length).expect("a file offset");
         // SAFETY: plain fallocate on an owned descriptor; mappings of a hole fault, as they must.
         if unsafe { libc::fallocate(self.memfd.as_raw_fd(), mode, offset, length) } < 0 {
             return Err(io::Error::last_os_error());
@@ -192,6 +202,34 @@ impl PageFile {
         self.memfd.read_exact_at(buffer, offset)
     }
 
+    /// Appends `length` bytes from `offset` on to a buffer; zeros for a hole.
+    ///
+    /// # Errors
+    /// Those of `pread(2)`; `UnexpectedEof` beyond the file's end.
+    pub fn append(&self, offset: u64, length: usize, buffer: &mut Vec<u8>) -> io::Result<()> {
+        buffer.reserve(length);
+        let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let spare = &mut buffer.spare_capacity_mut()[..length];
+        // SAFETY: the kernel writes at most `length` bytes into the spare capacity.
+        let got = unsafe {
+            libc::pread(
+                self.memfd.as_raw_fd(),
+                spare.as_mut_ptr().cast(),
+                length,
+                offset,
+            )
+        };
+        match usize::try_from(got) {
+            Err(_) => Err(io::Error::last_os_error()),
+            Ok(got) if got < length => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => {
+                // SAFETY: so many bytes behind the length have just been written.
+                unsafe { buffer.set_len(buffer.len() + length) };
+                Ok(())
+            }
+        }
+    }
+
     /// Whether there is a page at `offset`, and not a hole.
     #[must_use]
     pub fn is_present(&self, offset: u64) -> bool {
@@ -205,6 +243,7 @@ impl PageFile {
         let start = u64::from(extent.first_page()) * PAGE;
         let end = start + u64::from(EXTENT_PAGES) * PAGE;
         let mut offset = start;
+        // Page by page: a search for the next hole would not stop at the extent's end.
         while let Some(data) = self.next_data(offset).filter(|data| *data < end) {
             set.insert(u32::try_from((data - start) / PAGE).expect("inside the extent"));
             offset = data + PAGE;

@@ -4,6 +4,7 @@ use migshm_protocol::{Page, SegmentId};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::PAGE;
+use super::range::Range;
 use super::segment::UserId;
 use super::spaces::SpaceId;
 
@@ -364,6 +365,15 @@ impl Mapping {
     pub fn address_of(&self, page: u32) -> Option<u64> {
         let offset = page.checked_sub(self.first_page)?;
         (offset < self.pages).then(|| self.address + u64::from(offset) * PAGE)
+    }
+
+    /// Address and length of those pages of the segment that are in this run.
+    #[must_use]
+    pub fn addresses_of(&self, range: Range) -> Option<(u64, u64)> {
+        let from = range.first.max(self.first_page);
+        let to = (range.first + range.pages).min(self.first_page + self.pages);
+        let start = self.address_of(from).filter(|_| from < to)?;
+        Some((start, u64::from(to - from) * PAGE))
     }
 
     fn has_page(&self, page: u32) -> bool {

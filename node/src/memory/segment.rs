@@ -19,8 +19,9 @@ use rustc_hash::FxHashMap;
 
 use super::PAGE;
 use super::bits::Bits;
-use super::file::{FileId, PageFile};
+use super::file::{Contents, FileId, PageFile};
 use super::mappings::View;
+use super::range::Adjacent;
 use crate::uffd::{Done, Uffd};
 
 /// A user's number.
@@ -83,7 +84,7 @@ impl Segment {
     ///
     /// # Errors
     /// As there.
-    pub fn put(&self, uffd: &Uffd, offset: u64, contents: Option<&[u8]>) -> io::Result<Done> {
+    pub fn put(&self, uffd: &Uffd, offset: u64, contents: Contents<'_>) -> io::Result<(u32, Done)> {
         self.file.put(uffd, offset, contents)
     }
 
@@ -91,8 +92,8 @@ impl Segment {
     ///
     /// # Errors
     /// As there.
-    pub fn punch(&self, offset: u64) -> io::Result<()> {
-        self.file.punch(offset)
+    pub fn punch(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.file.punch(offset, length)
     }
 
     /// See [`PageFile::read`].
@@ -101,6 +102,14 @@ impl Segment {
     /// As there.
     pub fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.file.read(offset, buffer)
+    }
+
+    /// See [`PageFile::append`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn append(&self, offset: u64, length: usize, buffer: &mut Vec<u8>) -> io::Result<()> {
+        self.file.append(offset, length, buffer)
     }
 
     /// See [`PageFile::is_present`].
@@ -161,6 +170,12 @@ impl Segment {
         self.replicas.remove(&user);
     }
 
+    /// Whether anybody has a replica.
+    #[must_use]
+    pub fn has_replicas(&self) -> bool {
+        !self.replicas.is_empty()
+    }
+
     /// Whether some replica has the page.
     #[must_use]
     pub fn is_replicated(&self, page: u32) -> bool {
@@ -184,14 +199,15 @@ impl Segment {
         if filled.contains(page) && file.is_present(offset) {
             return Ok(Done::Yes);
         }
-        let mut done = file.put(uffd, offset, Some(contents));
-        if matches!(done, Ok(Done::Exists)) {
+        let contents = Contents::Bytes(Adjacent::new(contents));
+        let mut done = file.put(uffd, offset, contents);
+        if matches!(done, Ok((_, Done::Exists))) {
             // The user wrote to the hole, through the descriptor.
-            file.punch(offset)?;
-            done = file.put(uffd, offset, Some(contents));
+            file.punch(offset, PAGE)?;
+            done = file.put(uffd, offset, contents);
         }
         filled.set(page, true);
-        done
+        Ok(done?.1)
     }
 
     /// Takes a page out of all replicas.
@@ -201,7 +217,7 @@ impl Segment {
     pub fn punch_replicas(&mut self, page: u32) -> io::Result<()> {
         for Replica { file, filled } in self.replicas.values_mut() {
             if filled.contains(page) {
-                file.punch(u64::from(page) * PAGE)?;
+                file.punch(u64::from(page) * PAGE, PAGE)?;
                 filled.set(page, false);
             }
         }

@@ -23,6 +23,7 @@ use super::bits::Bits;
 use super::file::FileId;
 use super::mappings::{AttachId, Granted, Mapping, Mappings, Replaced, Seen, View};
 use super::maps::{self, Run};
+use super::range::{Adjacent, Range};
 use super::segment::Segment;
 use crate::uffd::{Done, Event, Uffd};
 
@@ -308,13 +309,13 @@ impl Spaces {
         if mapping.view != View::Pages {
             return;
         }
-        for (first, count) in protected {
-            let (from, to) = (
-                first.max(mapping.first_page),
-                (first + count).min(mapping.first_page + mapping.pages),
-            );
-            if let Some(start) = mapping.address_of(from).filter(|_| from < to) {
-                let length = u64::from(to - from) * PAGE;
+        for (first, pages) in protected {
+            let range = Range {
+                segment,
+                first,
+                pages,
+            };
+            if let Some((start, length)) = mapping.addresses_of(range) {
                 self.in_space(mapping.space, |uffd| uffd.protect(start, length, true));
             }
         }
@@ -479,7 +480,8 @@ impl Spaces {
 
     /// Fills the anchor page. A thread that waits for it goes on once it is woken.
     pub fn fill_anchor(&mut self, space: SpaceId, address: u64, page: &[u8; PAGE_SIZE]) {
-        self.in_space(space, |uffd| uffd.copy(address, page));
+        let page = Adjacent::new(page);
+        self.in_space(space, |uffd| Ok(uffd.copy(address, page)?.1));
     }
 
     /// Returns when every fork of the address space that is under way has been reported.
@@ -496,39 +498,46 @@ impl Spaces {
         protected.is_some_and(|protected| protected.contains(page.index))
     }
 
-    fn note_protection(&mut self, page: Page, on: bool) {
-        if let Some(protected) = self.tracked.get_mut(&page.segment) {
-            protected.set(page.index, on);
+    fn note_protection(&mut self, range: Range, on: bool) {
+        if let Some(protected) = self.tracked.get_mut(&range.segment) {
+            for index in range.first..range.first + range.pages {
+                protected.set(index, on);
+            }
         }
     }
 
-    /// Keeps every process from writing a page, mapped there yet or not.
-    pub(super) fn protect(&mut self, page: Page) {
-        self.note_protection(page, true);
-        self.set_protection(page, true);
+    /// Keeps every process from writing pages, mapped there yet or not.
+    pub(super) fn protect(&mut self, range: Range) {
+        self.note_protection(range, true);
+        self.set_protection(range, true);
     }
 
-    /// Lifts the protection of a page that is gone: its page table entries are, their mark is not.
-    pub(super) fn unprotect_gone(&mut self, page: Page) {
-        if self.is_protected(page) {
-            self.note_protection(page, false);
-            self.set_protection(page, false);
+    /// Lifts the protection of pages that are gone: their page table entries are, their mark is not.
+    pub(super) fn unprotect_gone(&mut self, range: Range) {
+        if range.iter().any(|page| self.is_protected(page)) {
+            self.note_protection(range, false);
+            self.set_protection(range, false);
         }
     }
 
-    fn set_protection(&mut self, page: Page, on: bool) {
-        self.for_each_mapping(page.segment, |spaces, mapping| {
+    /// Permits that pages become writable, which is done where a thread wants that.
+    pub(super) fn release(&mut self, range: Range) {
+        self.note_protection(range, false);
+    }
+
+    /// Lets every process write pages.
+    pub(super) fn unprotect_everywhere(&mut self, range: Range) {
+        self.set_protection(range, false);
+    }
+
+    fn set_protection(&mut self, range: Range, on: bool) {
+        self.for_each_mapping(range.segment, |spaces, mapping| {
             if mapping.view == View::Pages
-                && let Some(address) = mapping.address_of(page.index)
+                && let Some((address, length)) = mapping.addresses_of(range)
             {
-                spaces.in_space(mapping.space, |uffd| uffd.protect(address, PAGE, on));
+                spaces.in_space(mapping.space, |uffd| uffd.protect(address, length, on));
             }
         });
-    }
-
-    /// Permits that a page becomes writable, which is done where a thread wants that.
-    pub(super) fn release(&mut self, page: Page) {
-        self.note_protection(page, false);
     }
 
     /// Lets the process write a page at an address.

@@ -184,6 +184,63 @@ fn a_write_back_that_the_home_has_followed_ends_where_it_began() {
 }
 
 #[test]
+fn a_prefetched_page_is_there_when_it_is_touched_and_not_held() {
+    let mut cluster = Cluster::new(2, 1, Some(node(0)), HOLD);
+    cluster.preload(0, 0);
+    prefetch(&mut cluster, 1, Access::Read);
+    settle(&mut cluster);
+    assert!(cluster.touch(NOW, 1, 0, Access::Read));
+    cluster.touch(NOW, 0, 0, Access::Write);
+    settle(&mut cluster);
+    assert_eq!(cluster.hosts[0].frames[0].access, Some(Access::Write));
+    assert_eq!(cluster.hosts[1].engine.counters().hold_deferrals, 0);
+}
+
+#[test]
+fn a_prefetch_does_not_disturb_who_has_just_got_the_page() {
+    for owner in [0, 1] {
+        let mut cluster = Cluster::new(3, 1, Some(node(0)), HOLD);
+        cluster.touch(NOW, owner, 0, Access::Write);
+        settle(&mut cluster);
+        prefetch(&mut cluster, 2, Access::Read);
+        settle(&mut cluster);
+        assert_eq!(cluster.hosts[2].engine.counters().declined, 1);
+        assert_eq!(cluster.hosts[owner].frames[0].access, Some(Access::Write));
+        assert!(cluster.is_quiet());
+    }
+}
+
+#[test]
+fn a_prefetch_for_writing_takes_no_copy_from_a_third_node() {
+    let mut cluster = Cluster::new(3, 1, Some(node(0)), 0);
+    for (at, access) in [(1, Access::Write), (2, Access::Read)] {
+        cluster.touch(NOW, at, 0, access);
+        settle(&mut cluster);
+    }
+    prefetch(&mut cluster, 2, Access::Write);
+    settle(&mut cluster);
+    assert_eq!(cluster.hosts[2].engine.counters().declined, 1);
+    assert_eq!(cluster.hosts[1].frames[0].access, Some(Access::Read));
+}
+
+#[test]
+fn who_waits_for_a_declined_prefetch_is_served_and_keeps_the_page() {
+    let mut cluster = Cluster::new(3, 1, Some(node(0)), HOLD);
+    cluster.touch(NOW, 1, 0, Access::Write);
+    settle(&mut cluster);
+    prefetch(&mut cluster, 2, Access::Read);
+    cluster.touch(NOW, 2, 0, Access::Write);
+    settle(&mut cluster);
+    assert_eq!(cluster.hosts[2].engine.counters().declined, 1);
+    cluster.end_holds(NOW + HOLD, 1);
+    settle(&mut cluster);
+    assert_eq!(cluster.hosts[2].frames[0].access, Some(Access::Write));
+    cluster.touch(NOW, 1, 0, Access::Read);
+    settle(&mut cluster);
+    assert_eq!(cluster.hosts[2].engine.counters().hold_deferrals, 1);
+}
+
+#[test]
 fn a_fault_fails_where_no_node_has_memory() {
     struct Nothing;
     impl Memory for Nothing {
@@ -216,6 +273,11 @@ fn a_fault_fails_where_no_node_has_memory() {
         out,
         [0, 1].map(|index| crate::Action::Fail { page: page(index) })
     );
+}
+
+fn prefetch(cluster: &mut Cluster, at: usize, access: Access) {
+    let page = page(0);
+    cluster.handle(NOW, at, Input::Prefetch { page, access });
 }
 
 /// Delivers everything; what was delivered.

@@ -91,6 +91,10 @@ pub(super) enum Mutation {
     ForgetDeferred,
     /// The messages of a pair of nodes overtake each other.
     Reorder,
+    /// Who waits for a prefetch that is declined is not told.
+    ForgetDecline,
+    /// Homes take an owner that declines for one that has given the page away.
+    IgnoreDecline,
 }
 
 #[derive(Clone, Debug)]
@@ -193,6 +197,24 @@ impl Cluster {
             (Some(Mutation::IgnoreAcks), PageMessage::InvalidateAck { .. })
             | (Some(Mutation::IgnoreDone), PageMessage::Done { .. }) => return,
             (Some(Mutation::IgnoreAcks), PageMessage::Grant { acks, .. }) => *acks = 0,
+            (Some(Mutation::ForgetDecline), PageMessage::Decline { .. }) => return,
+            (Some(Mutation::IgnoreDecline), &mut PageMessage::Decline { page, requester })
+                if requester != node(to) =>
+            {
+                let on = self.channel(to, usize::from(requester.0));
+                self.channels[on].push_back((PageMessage::Decline { page, requester }, None));
+                let message = PageMessage::Done { page };
+                let from = requester;
+                return self.handle(
+                    now,
+                    to,
+                    Input::Message {
+                        from,
+                        message,
+                        data: None,
+                    },
+                );
+            }
             (Some(Mutation::KeepInvalidated), &mut PageMessage::Invalidate { page, requester }) => {
                 let back = self.channel(to, usize::from(requester.0));
                 return self.channels[back].push_back((PageMessage::InvalidateAck { page }, None));

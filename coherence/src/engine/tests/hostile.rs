@@ -25,8 +25,12 @@ fn no_message_makes_an_engine_panic_or_address_a_node_that_cannot_exist() {
         engine.add_segment(SEGMENT, 2, (seed % 2 == 0).then_some(me));
         let mut out = Vec::new();
         for step in 0..2_000 {
-            let input = match random.below(12) {
+            let input = match random.below(13) {
                 0 => Input::Fault {
+                    page: any_page(random),
+                    access: any_access(random),
+                },
+                5 => Input::Prefetch {
                     page: any_page(random),
                     access: any_access(random),
                 },
@@ -148,6 +152,7 @@ fn any_message(random: &mut Random) -> PageMessage {
             access,
             requester,
             has_copy: flag,
+            prefetch: random.below(2) == 0,
         },
         1 => PageMessage::Forward {
             page,
@@ -155,6 +160,7 @@ fn any_message(random: &mut Random) -> PageMessage {
             requester,
             acks,
             pushed: flag,
+            prefetch: flag,
         },
         2 => PageMessage::Invalidate { page, requester },
         3 => {
@@ -186,6 +192,7 @@ fn any_message(random: &mut Random) -> PageMessage {
             access,
             to: requester,
         },
+        11 => PageMessage::Decline { page, requester },
         _ => {
             let entry = |random: &mut Random| DirectoryEntry {
                 page: [0, 1, 2, u16::MAX][random.below(4)],

@@ -54,6 +54,7 @@ struct Limits {
     evictions: u8,
     moves: u8,
     pushes: u8,
+    prefetches: u8,
 }
 
 const ANY: u8 = u8::MAX;
@@ -65,6 +66,7 @@ impl Limits {
         evictions: ANY,
         moves: ANY,
         pushes: 0,
+        prefetches: 0,
     };
 }
 
@@ -98,6 +100,11 @@ enum Step {
         at: usize,
     },
     Fault {
+        at: usize,
+        index: usize,
+        access: Access,
+    },
+    Prefetch {
         at: usize,
         index: usize,
         access: Access,
@@ -178,6 +185,13 @@ impl Model for Search {
                         });
                     }
                 }
+                for access in [Access::Read, Access::Write] {
+                    let useful =
+                        frame.access < Some(access) && !host.engine.is_pending(page(index));
+                    if useful && left.prefetches > 0 {
+                        steps.push(Step::Prefetch { at, index, access });
+                    }
+                }
                 if frame.access == Some(Access::Write) {
                     steps.push(Step::Write { at, index });
                 }
@@ -217,6 +231,11 @@ impl Model for Search {
                     Access::Write => left.writes = spend(left.writes)?,
                 }
                 cluster.touch(NOW, at, index, access);
+            }
+            Step::Prefetch { at, index, access } => {
+                left.prefetches = spend(left.prefetches)?;
+                let page = page(index);
+                cluster.handle(NOW, at, Input::Prefetch { page, access });
             }
             Step::Write { at, index } => cluster.write(at, index),
             Step::Evict { at, index } => {
@@ -348,12 +367,9 @@ impl Hash for State {
                     hash_pending(pending, |version| fresh(page, version), h);
                 }
                 if let Some(transaction) = engine.transactions.get(&page) {
-                    (
-                        transaction.requester,
-                        transaction.pushed,
-                        transaction.queue.len(),
-                    )
-                        .hash(h);
+                    (transaction.requester, transaction.pushed).hash(h);
+                    transaction.before.hash(h);
+                    transaction.queue.len().hash(h);
                     transaction
                         .queue
                         .iter()
@@ -374,11 +390,13 @@ fn hash_entry<H: Hasher>(directory: &Directory, index: usize, h: &mut H) {
 fn hash_pending<H: Hasher>(pending: &Pending<Version>, fresh: impl Fn(Version) -> bool, h: &mut H) {
     let Pending {
         access,
+        awaited,
+        prefetch,
         sent,
         acks,
         grant,
     } = pending;
-    (access, sent, acks).hash(h);
+    (access, awaited, prefetch, sent, acks).hash(h);
     if let Some(grant) = grant {
         hash_grant(grant, fresh, h);
     }
@@ -402,14 +420,7 @@ fn hash_grant<H: Hasher>(grant: &Grant<Version>, fresh: impl Fn(Version) -> bool
 
 fn hash_work<H: Hasher>(work: &Work<Version>, fresh: impl Fn(Page, Version) -> bool, h: &mut H) {
     match work {
-        Work::Request {
-            page,
-            access,
-            requester,
-            has_copy,
-        } => {
-            (page, access, requester, has_copy).hash(h);
-        }
+        Work::Request(asked) => asked.hash(h),
         Work::WriteBack { page, owner, data } => (page, owner, fresh(*page, *data)).hash(h),
     }
 }
@@ -540,6 +551,7 @@ fn a_write_back_is_never_taken_for_a_later_one() {
         evictions: 2,
         moves: 2,
         pushes: 0,
+        prefetches: 0,
     };
     Search {
         limits,
@@ -557,6 +569,7 @@ fn three_nodes_are_coherent_with_two_pages_in_an_extent() {
         evictions: 1,
         moves: 0,
         pushes: 0,
+        prefetches: 0,
     };
     Search {
         pages: 2,
@@ -570,6 +583,7 @@ fn three_nodes_are_coherent_with_two_pages_in_an_extent() {
         evictions: 1,
         moves: 1,
         pushes: 0,
+        prefetches: 0,
     };
     Search {
         pages: 2,
@@ -601,6 +615,7 @@ fn three_nodes_are_coherent_with_two_pages_and_more_of_everything() {
         evictions: 1,
         moves: 1,
         pushes: 0,
+        prefetches: 0,
     };
     Search {
         pages: 2,
@@ -608,6 +623,93 @@ fn three_nodes_are_coherent_with_two_pages_and_more_of_everything() {
         ..Search::ONE_PAGE
     }
     .check();
+}
+
+/// What is prefetched is a copy like any, whatever else happens to the page.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "takes long where it is not optimised")]
+fn prefetches_are_coherent_whatever_happens() {
+    let prefetching = |search: Search, prefetches| Search {
+        limits: Limits {
+            prefetches,
+            ..search.limits
+        },
+        ..search
+    };
+    for holds in [false, true] {
+        let search = Search {
+            nodes: 2,
+            holds,
+            ..Search::ONE_PAGE
+        };
+        prefetching(search, ANY).check();
+        let search = Search {
+            holds,
+            ..Search::ONE_PAGE.without_moves()
+        };
+        prefetching(search, ANY).check();
+        let limits = Limits {
+            reads: 1,
+            writes: 2,
+            evictions: 1,
+            moves: 1,
+            pushes: 1,
+            prefetches: 1,
+        };
+        Search {
+            holds,
+            limits,
+            ..Search::ONE_PAGE
+        }
+        .check();
+    }
+}
+
+/// 13 million states: 4 minutes and 4 GB on one core.
+#[test]
+#[ignore = "takes 4 GB and minutes"]
+fn prefetches_are_coherent_whatever_happens_around_one_move() {
+    for holds in [false, true] {
+        let limits = Limits {
+            moves: 1,
+            prefetches: 1,
+            ..Limits::NONE
+        };
+        Search {
+            holds,
+            limits,
+            ..Search::ONE_PAGE
+        }
+        .check();
+    }
+}
+
+#[test]
+fn a_decline_that_gets_lost_would_leave_a_thread_waiting() {
+    let search = Search {
+        holds: true,
+        limits: Limits {
+            prefetches: 1,
+            moves: 0,
+            ..Limits::NONE
+        },
+        ..Search::ONE_PAGE
+    };
+    search.finds(Mutation::ForgetDecline, &[NOT_STUCK]);
+}
+
+#[test]
+fn a_home_that_overlooks_a_decline_would_lose_the_owner() {
+    let search = Search {
+        holds: true,
+        limits: Limits {
+            prefetches: 1,
+            moves: 0,
+            ..Limits::NONE
+        },
+        ..Search::ONE_PAGE
+    };
+    search.finds(Mutation::IgnoreDecline, &[NOTHING_WRONG, NOT_STUCK]);
 }
 
 #[test]
@@ -632,6 +734,7 @@ fn three_nodes_are_coherent_with_pages_pushed_between_evictions_and_moves() {
         evictions: 2,
         moves: 0,
         pushes: 1,
+        prefetches: 0,
     };
     let moving = Limits {
         reads: 1,
@@ -656,6 +759,7 @@ fn a_home_that_does_not_wait_for_a_pushed_page_would_take_an_older_write_back() 
         evictions: 2,
         moves: 0,
         pushes: 1,
+        prefetches: 0,
     };
     let search = Search {
         limits,

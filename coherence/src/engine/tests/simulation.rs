@@ -21,6 +21,8 @@ fn random_runs_stay_coherent_and_come_to_rest() {
             seen.home_moves += counters.home_moves;
             seen.relays += counters.relays;
             seen.pushes += counters.pushes;
+            seen.prefetches += counters.prefetches;
+            seen.declined += counters.declined;
         }
     }
     let Counters {
@@ -35,6 +37,8 @@ fn random_runs_stay_coherent_and_come_to_rest() {
         home_moves,
         relays,
         pushes,
+        prefetches,
+        declined,
         ..
     } = seen;
     let counts = [
@@ -46,6 +50,8 @@ fn random_runs_stay_coherent_and_come_to_rest() {
         home_moves,
         relays,
         pushes,
+        prefetches,
+        declined,
     ];
     assert!(
         counts.iter().all(|&count| count > 1_000),
@@ -76,11 +82,16 @@ fn run(seed: u64, steps: usize) -> Cluster {
         } else {
             match random.below(20) {
                 0..8 => drop(cluster.touch(now, at, index, Access::Read)),
-                8..14 => drop(cluster.touch(now, at, index, Access::Write)),
-                14..17 => {
+                8..13 => drop(cluster.touch(now, at, index, Access::Write)),
+                13..15 => {
                     let access = [Access::Read, Access::Write][random.below(2)];
                     let (page, to) = (page(index), node(random.below(nodes)));
                     cluster.handle(now, at, Input::Push { page, access, to });
+                }
+                15..17 => {
+                    let access = [Access::Read, Access::Write][random.below(2)];
+                    let page = page(index);
+                    cluster.handle(now, at, Input::Prefetch { page, access });
                 }
                 17..19 => cluster.handle(now, at, Input::Evict { page: page(index) }),
                 _ => {
