@@ -77,11 +77,11 @@ fn read(engine: &mut Engine<()>, reader: NodeId, index: u32, written: &Written) 
         page: Page {
             segment: SEGMENT,
             index,
-            prefetch: false,
         },
         access: Access::Read,
         requester: reader,
         has_copy: false,
+        prefetch: false,
     };
     let input = Input::Message {
         from: reader,
