@@ -354,12 +354,10 @@ impl<D> Engine<D> {
         for Segment { extents, .. } in self.segments.values() {
             footprint.lines += extents.capacity() * size_of::<Option<Box<ExtentState>>>();
             for state in extents.iter().flatten() {
-                let inline = size_of::<Option<Directory>>();
-                footprint.lines += size_of::<ExtentState>() - inline;
-                footprint.lines += size_of_val(&*state.lines);
-                footprint.directory += inline;
+                footprint.lines += size_of::<ExtentState>() + size_of_val(&*state.lines);
                 if let Some(directory) = &state.directory {
-                    footprint.directory += directory.heap_bytes();
+                    footprint.lines -= size_of::<Directory>();
+                    footprint.directory += size_of::<Directory>() + directory.heap_bytes();
                     footprint.touched += directory.touched().count();
                 }
             }

@@ -155,8 +155,8 @@ impl Cluster {
         let pages = workload.pages(nodes);
         let bytes = u64::from(pages) * PAGE_SIZE as u64;
         // A segment that does not fit its first user has the homes of its extents spread.
-        let memory = |node| match workload {
-            Workload::Spread if node == 0 => PAGE_SIZE as u64,
+        let memory = |node| match node {
+            0 if workload.has_spread_homes() => PAGE_SIZE as u64,
             _ => 2 * bytes,
         };
         let mut core = Core::new();

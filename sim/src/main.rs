@@ -56,6 +56,9 @@ enum Subject {
 /// A picture: its file, its title, its axis, and what it shows of a row.
 type Picture = (&'static str, &'static str, &'static str, fn(&Row) -> f64);
 
+/// Bytes for each touched page that a directory is to take at most.
+const DIRECTORY_LIMIT: f64 = 16.0;
+
 const PICTURES: [Picture; 8] = [
     (
         "messages",
@@ -95,7 +98,8 @@ const PICTURES: [Picture; 8] = [
         "directory",
         "Directory",
         "bytes for each touched page",
-        |row| row.directory,
+        // That of a few pages is mostly what any extent has.
+        |row| if row.touched < 64 { 0.0 } else { row.directory },
     ),
 ];
 
@@ -121,7 +125,8 @@ fn main() -> anyhow::Result<()> {
     if let Some(directory) = args.svg {
         std::fs::create_dir_all(&directory)?;
         for (file, title, axis, value) in PICTURES {
-            let svg = plot(title, axis, &curves(&rows, value));
+            let limit = (file == "directory").then_some(DIRECTORY_LIMIT);
+            let svg = plot(title, axis, limit, &curves(&rows, value));
             std::fs::write(directory.join(file).with_extension("svg"), svg)?;
         }
     }
@@ -148,14 +153,18 @@ fn rows(args: &Args) -> Vec<Row> {
 }
 
 fn curves(rows: &[Row], value: fn(&Row) -> f64) -> Vec<Curve> {
-    let groups = rows.chunk_by(|a, b| a.workload == b.workload);
-    let curve = |rows: &[Row]| {
-        let points = rows.iter().map(|row| (row.nodes as f64, value(row)));
-        let above_zero = points.filter(|(_, y)| *y > 0.0).collect::<Vec<_>>();
-        (rows[0].workload.clone(), above_zero)
+    let curve = |(index, workload): (usize, &Workload)| {
+        let of = rows.iter().filter(|row| row.workload == workload.name());
+        let points = of.map(|row| (row.nodes as f64, value(row)));
+        let spread = Workload::all()[..=index].iter();
+        Curve {
+            name: workload.name(),
+            // Where the homes are spread: the colour of the workload before.
+            colour: index - spread.filter(|w| w.has_spread_homes()).count(),
+            is_dashed: workload.has_spread_homes(),
+            points: points.filter(|(_, y)| *y > 0.0).collect(),
+        }
     };
-    groups
-        .map(curve)
-        .filter(|(_, points)| !points.is_empty())
-        .collect()
+    let all = Workload::all().iter().enumerate().map(curve);
+    all.filter(|curve| !curve.points.is_empty()).collect()
 }

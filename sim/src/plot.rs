@@ -2,8 +2,18 @@
 
 use std::fmt::Write as _;
 
-/// A curve: its name and its points, x and y above 0.
-pub type Curve = (String, Vec<(f64, f64)>);
+/// A curve.
+#[derive(Clone, Debug)]
+pub struct Curve {
+    /// Shown beside the picture.
+    pub name: String,
+    /// Curves of one colour belong together.
+    pub colour: usize,
+    /// How curves of one colour are told apart.
+    pub is_dashed: bool,
+    /// x and y, above 0.
+    pub points: Vec<(f64, f64)>,
+}
 
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 400.0;
@@ -18,14 +28,13 @@ const DECADES: f64 = 1.0;
 const COLOURS: [&str; 8] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999",
 ];
-const DASHES: [&str; 2] = ["", "6 3"];
 
-/// A picture of curves over the number of nodes.
+/// A picture of curves over the number of nodes, and of a limit that they are to keep.
 #[must_use]
-pub fn plot(title: &str, y_axis: &str, curves: &[Curve]) -> String {
-    let points = || curves.iter().flat_map(|(_, points)| points);
+pub fn plot(title: &str, y_axis: &str, limit: Option<f64>, curves: &[Curve]) -> String {
+    let points = || curves.iter().flat_map(|curve| &curve.points);
     let (x_min, x_max) = range(points().map(|(x, _)| x.log2()));
-    let (y_min, y_max) = range(points().map(|(_, y)| y.log10()));
+    let (y_min, y_max) = range(points().map(|(_, y)| *y).chain(limit).map(f64::log10));
     let (y_min, y_max) = (y_min.floor(), y_max.ceil().max(y_min.floor() + DECADES));
     let x = |value: f64| LEFT + (value.log2() - x_min) / (x_max - x_min).max(1.0) * (RIGHT - LEFT);
     let y = |value: f64| BOTTOM - (value.log10() - y_min) / (y_max - y_min) * (BOTTOM - TOP);
@@ -67,9 +76,20 @@ pub fn plot(title: &str, y_axis: &str, curves: &[Curve]) -> String {
          <text transform=\"translate(18 {centre}) rotate(-90)\" text-anchor=\"middle\">{y_axis}</text>",
         BOTTOM + 38.0
     );
-    for (at, (name, points)) in curves.iter().enumerate() {
-        let colour = COLOURS[at % COLOURS.len()];
-        let dashes = DASHES[at % DASHES.len()];
+    if let Some(limit) = limit {
+        let at = y(limit);
+        let _ = writeln!(
+            svg,
+            "<path d=\"M{LEFT} {at:.1}H{RIGHT}\" stroke=\"#c00\" stroke-dasharray=\"2 3\"/>\
+             <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#c00\">at most {limit}</text>",
+            RIGHT - 4.0,
+            at - 5.0
+        );
+    }
+    for (at, curve) in curves.iter().enumerate() {
+        let Curve { name, points, .. } = curve;
+        let colour = COLOURS[curve.colour % COLOURS.len()];
+        let dashes = if curve.is_dashed { "6 3" } else { "none" };
         let place = |&(a, b): &(f64, f64)| format!("{:.1},{:.1}", x(a), y(b));
         let places: Vec<String> = points.iter().map(place).collect();
         let _ = writeln!(

@@ -47,6 +47,8 @@ pub struct Row {
     pub busiest_node: f64,
     /// What that daemon handled, as a multiple of what daemons handled on average.
     pub imbalance: f64,
+    /// Pages that were touched.
+    pub touched: usize,
     /// Bytes of directory for each touched page.
     pub directory: f64,
     /// Bytes of all nodes' own parts for each touched page and node.
@@ -89,6 +91,7 @@ impl Row {
             coordinator_busy: per(busy as f64, duration),
             busiest_node: per(busiest.1 as f64, duration),
             imbalance: per(busiest.0 as f64, mean),
+            touched: footprint.touched,
             directory: per(footprint.directory as f64, footprint.touched as f64),
             lines: per(footprint.lines as f64, footprint.touched as f64 * nodes),
         }
@@ -99,7 +102,7 @@ impl Row {
 #[must_use]
 pub fn table(rows: &[Row]) -> String {
     let mut table = format!(
-        "{:<14}{:>6}{:>9}{:>9}{:>10}{:>11}{:>10}{:>9}{:>10}{:>10}{:>11}{:>8}{:>8}{:>8}\n",
+        "{:<15}{:>6}{:>9}{:>9}{:>10}{:>11}{:>10}{:>9}{:>10}{:>10}{:>11}{:>8}{:>8}{:>8}\n",
         "workload",
         "nodes",
         "msg/op",
@@ -117,7 +120,7 @@ pub fn table(rows: &[Row]) -> String {
     );
     for row in rows {
         table += &format!(
-            "{:<14}{:>6}{:>9.1}{:>9.2}{:>10.0}{:>11.2}{:>10.1}{:>9.0}{:>10.0}{:>10.0}{:>11.0}{:>7.0}%{:>7.0}%{:>8.1}\n",
+            "{:<15}{:>6}{:>9.1}{:>9.2}{:>10.0}{:>11.2}{:>10.1}{:>9.0}{:>10.0}{:>10.0}{:>11.0}{:>7.0}%{:>7.0}%{:>8.1}\n",
             row.workload,
             row.nodes,
             row.messages,

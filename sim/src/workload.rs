@@ -36,6 +36,8 @@ pub enum Workload {
     Barrier,
     /// Each node writes its pages and then reads its neighbours' next ones, between barriers.
     Stencil,
+    /// The same in a segment that does not fit its first user.
+    StencilSpread,
     /// Groups of eight nodes write to different words of the same page.
     FalseSharing,
 }
@@ -43,7 +45,7 @@ pub enum Workload {
 /// Pages that each node has for itself.
 const PRIVATE_PAGES: u32 = 64;
 /// Pages that one node writes and all others read.
-const CONSUMED_PAGES: u32 = 16;
+const CONSUMED_PAGES: u32 = 64;
 /// Pages of each node in the stencil.
 const STENCIL_PAGES: u32 = 8;
 /// Nodes that write to the same page.
@@ -84,7 +86,7 @@ impl Workload {
             Self::Migratory => "hand-over",
             Self::Storm => "round of n",
             Self::Barrier => "barrier of n",
-            Self::Stencil => "node's iteration",
+            Self::Stencil | Self::StencilSpread => "node's iteration",
             Self::FalseSharing => "write",
         }
     }
@@ -95,6 +97,13 @@ impl Workload {
         matches!(self, Self::Migratory | Self::Storm | Self::Barrier)
     }
 
+    /// Whether the homes of extents are given out at the first touch, rather than be with the
+    /// segment's first user.
+    #[must_use]
+    pub fn has_spread_homes(self) -> bool {
+        matches!(self, Self::Spread | Self::StencilSpread)
+    }
+
     /// Pages of the segment.
     #[must_use]
     pub fn pages(self, nodes: usize) -> u32 {
@@ -103,7 +112,7 @@ impl Workload {
             Self::Private | Self::Spread => PRIVATE_PAGES * nodes,
             Self::Consumers => CONSUMED_PAGES,
             Self::Migratory | Self::Storm | Self::Barrier => 1,
-            Self::Stencil => STENCIL_PAGES * nodes,
+            Self::Stencil | Self::StencilSpread => STENCIL_PAGES * nodes,
             Self::FalseSharing => nodes.div_ceil(GROUP as u32),
         }
     }
@@ -135,7 +144,9 @@ impl Workload {
                 let count = (node == 0).then_some(Step::Count);
                 barrier(round, node, nodes).chain(count)
             }),
-            Self::Stencil => rounds(5, move |round| stencil(round, node, nodes)),
+            Self::Stencil | Self::StencilSpread => {
+                rounds(5, move |round| stencil(round, node, nodes))
+            }
             Self::FalseSharing => {
                 let page = (node / GROUP) as u32;
                 rounds(32, move |_| {
