@@ -4,13 +4,14 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::{BinaryHeap, VecDeque};
 
 use migshm_coherence::{
-    Action, Body, Config, Engine, Fill, Footprint, HomePolicy, Input, Memory, PageSet, Time,
+    Action, Body, Carry, Config, Engine, Fill, Footprint, HomePolicy, Input, Lock, Memory, PageSet,
+    Push, Time,
 };
 use migshm_coordinator::{Core, Output};
 use migshm_protocol::call::{Answer, Call, Caller, SemBuf, SetMemory};
 use migshm_protocol::control::{FromCoordinator, Placement, SetState, ToCoordinator};
 use migshm_protocol::ids::PAGE_SIZE;
-use migshm_protocol::page::{Access, PageMessage};
+use migshm_protocol::page::{Access, Contents, PageMessage};
 use migshm_protocol::{Extent, NodeId, Page, ProcessId, SegmentId, codec};
 use rustc_hash::FxHashMap;
 
@@ -74,6 +75,7 @@ struct Node {
     pages: u32,
     engine: Engine<Version>,
     policy: HomePolicy,
+    carry: Carry,
     /// What the pages here contain.
     frames: FxHashMap<u32, Version>,
     /// The delegated sets, and the numbers of their delegations.
@@ -499,6 +501,7 @@ impl Node {
             pages,
             engine: Engine::new(id, Config::default()),
             policy: HomePolicy::default(),
+            carry: Carry::default(),
             frames: FxHashMap::default(),
             sets: FxHashMap::default(),
             calls: 0,
@@ -529,6 +532,9 @@ impl Node {
         match work {
             Work::Page(from, message, data) => {
                 self.count_request(&message, &mut letters);
+                if let PageMessage::Invalidate { page, requester } = message {
+                    self.carry.taken(page, Access::Write, requester, now);
+                }
                 let input = Input::Message {
                     from,
                     message,
@@ -547,6 +553,7 @@ impl Node {
             Work::Call(call, raw) => {
                 if let Call::SemOp { id, .. } = call {
                     self.give_back(id, &mut letters);
+                    self.push_pages(now, id, &raw, &mut letters);
                 }
                 self.calls += 1;
                 let message = ToCoordinator::Call {
@@ -575,6 +582,31 @@ impl Node {
             && let Some(to) = self.policy.record(extent, requester)
         {
             letters.push(up(ToCoordinator::ProposeHome { extent, to }));
+        }
+    }
+
+    /// As the daemon does: what others always take after a release goes to them at once.
+    fn push_pages(&mut self, now: Time, set: i32, raw: &[u8], letters: &mut Vec<Letter>) {
+        let ops = SemBuf::parse_all(raw).unwrap_or_default();
+        let Some(raised) = ops.iter().find(|op| op.op > 0) else {
+            return;
+        };
+        let lock = Lock::Semaphore(set, raised.num);
+        for Push { page, access, to } in self.carry.released(lock, now) {
+            self.drive(now, Input::Push { page, access, to }, letters);
+        }
+    }
+
+    fn note_taken(&mut self, now: Time, to: NodeId, message: &PageMessage) {
+        if let PageMessage::Grant {
+            page,
+            access,
+            contents: Contents::Bytes | Contents::Yours,
+            pushed: false,
+            ..
+        } = *message
+        {
+            self.carry.taken(page, access, to, now);
         }
     }
 
@@ -609,10 +641,10 @@ impl Node {
                 self.sets.insert(set, (number, state));
                 self.waits = Waits::Nothing;
             }
-            FromCoordinator::Recall { set, number } => {
-                if self.sets.get(&set).is_some_and(|(of, _)| *of == number) {
-                    self.give_back(set, letters);
-                }
+            FromCoordinator::Recall { set, number }
+                if self.sets.get(&set).is_some_and(|(of, _)| *of == number) =>
+            {
+                self.give_back(set, letters);
             }
             _ => {}
         }
@@ -641,6 +673,7 @@ impl Node {
                         Body::Data(version) => Some(version),
                         Body::Page(page) => Some(self.frames[&page.index]),
                     };
+                    self.note_taken(now, to, &message);
                     letters.push(Letter::Page(to, message, contents));
                 }
                 Action::Install { page, contents, .. } => {

@@ -131,7 +131,7 @@ impl Workload {
                     operate(LOCK, 1),
                     Step::Count,
                 ];
-                rounds(4, move |_| turn.clone())
+                rounds(16, move |_| turn.clone())
             }
             Self::Storm => rounds(4, move |round| {
                 let writer = (round * 7 + 1) % nodes == node;
@@ -145,7 +145,7 @@ impl Workload {
                 barrier(round, node, nodes).chain(count)
             }),
             Self::Stencil | Self::StencilSpread => {
-                rounds(5, move |round| stencil(round, node, nodes))
+                rounds(12, move |round| stencil(round, node, nodes))
             }
             Self::FalseSharing => {
                 let page = (node / GROUP) as u32;
