@@ -393,6 +393,35 @@ impl SignalsBlocked {
     }
 }
 
+impl SignalsBlocked {
+    /// Lets signals in again; whether a handler has run thereby. (One that is ignored may be
+    /// pending too.)
+    pub fn unblock(self) -> bool {
+        let mut pending = 0_u64;
+        // SAFETY: a live word, as long as the kernel is told.
+        let looked =
+            unsafe { kernel!(SYS_rt_sigpending, &raw mut pending, KERNEL_SIGSET_SIZE) };
+        if looked.is_err() || pending == 0 {
+            return false;
+        }
+        // SAFETY: the kernel's set is the beginning of libc's.
+        let blocked = unsafe { ptr::from_ref(&self.0).cast::<u64>().read() };
+        (1..=u64::BITS as c_int)
+            .any(|signal| (pending & !blocked) >> (signal - 1) & 1 != 0 && has_handler(signal))
+    }
+}
+
+fn has_handler(signal: c_int) -> bool {
+    // The kernel's `struct sigaction`: the handler, flags, restorer, mask.
+    let mut action = [0_usize; 4];
+    let none: *const usize = ptr::null();
+    // SAFETY: no action is given, and there is room for the present one.
+    let looked = unsafe {
+        kernel!(SYS_rt_sigaction, signal, none, action.as_mut_ptr(), KERNEL_SIGSET_SIZE)
+    };
+    looked.is_ok() && ![libc::SIG_DFL, libc::SIG_IGN].contains(&action[0])
+}
+
 impl Drop for SignalsBlocked {
     fn drop(&mut self) {
         // SAFETY: restores the mask that was saved.
@@ -521,6 +550,24 @@ const NO_TIME: libc::timespec = libc::timespec {
     tv_sec: 0,
     tv_nsec: 0,
 };
+
+/// Now, in nanoseconds, without a system call.
+pub fn monotonic_nanoseconds() -> u64 {
+    nanoseconds(vdso_time(libc::CLOCK_MONOTONIC))
+}
+
+/// Lets others run on this processor, if any want to.
+pub fn yield_processor() {
+    // SAFETY: no preconditions; it cannot fail.
+    let _ = unsafe { kernel!(SYS_sched_yield) };
+}
+
+/// A time in nanoseconds.
+pub fn nanoseconds(time: libc::timespec) -> u64 {
+    (time.tv_sec as u64)
+        .saturating_mul(1_000_000_000)
+        .saturating_add(time.tv_nsec as u64)
+}
 
 /// A time in whole milliseconds.
 pub fn milliseconds(time: libc::timespec) -> u64 {
