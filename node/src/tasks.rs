@@ -126,15 +126,13 @@ async fn serve_connection(node: Shared, id: ConnectionId, socket: Rc<AsyncFd<Soc
 async fn poll_readable(socket: &AsyncFd<Socket>) -> bool {
     let start = Instant::now();
     let mut readable = pin!(socket.readable());
-    poll_fn(|cx| match readable.as_mut().poll(cx) {
-        Poll::Ready(_) => Poll::Ready(true),
-        Poll::Pending if start.elapsed() > POLLED => Poll::Ready(false),
-        Poll::Pending => {
-            cx.waker().wake_by_ref();
-            Poll::Pending
+    loop {
+        let is_readable = poll_fn(|cx| Poll::Ready(readable.as_mut().poll(cx).is_ready())).await;
+        if is_readable || start.elapsed() > POLLED {
+            return is_readable;
         }
-    })
-    .await
+        tokio::task::yield_now().await;
+    }
 }
 
 /// Watches an address space's userfaultfd, if it has one.
