@@ -53,7 +53,14 @@ pub fn measure(effort: Effort, scratch: &Path) -> Result<Vec<Figure>> {
     }
     let name = "semaphore operations of 8 nodes";
     let figure = |name, reference, wanted| {
-        Figure::new(name, &served, reference, 50, Unit::MillionsPerSecond, wanted)
+        Figure::new(
+            name,
+            &served,
+            reference,
+            50,
+            Unit::MillionsPerSecond,
+            wanted,
+        )
     };
     Ok(vec![
         figure(name, ("wanted", &goal), Some(Wanted::AtLeast(1.0))),
@@ -141,7 +148,9 @@ pub fn load_worker(pki: &Path, address: SocketAddr) -> Result<()> {
                 nodes.push(node??);
             }
             let operations = NODES * usize::from(PROCESSES) * pairs * 2;
-            Ok(vec![start.elapsed().as_secs_f64() * 1e9 / operations as f64])
+            Ok(vec![
+                start.elapsed().as_secs_f64() * 1e9 / operations as f64,
+            ])
         })
     })
 }
@@ -211,7 +220,11 @@ impl Node {
         loop {
             while let Some(process) = due.pop_front() {
                 let (set, num, first) = self.uses[process];
-                let op = if left[process] % 2 == 0 { first } else { -first };
+                let op = if left[process] % 2 == 0 {
+                    first
+                } else {
+                    -first
+                };
                 self.send(process as u64, operation_on(set), &operation(num, op));
                 under_way += 1;
             }

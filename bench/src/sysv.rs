@@ -181,7 +181,10 @@ impl OneCore {
         // SAFETY: a number within the set.
         let is_allowed = |core: &usize| unsafe { libc::CPU_ISSET(*core, &before) };
         let allowed = (0..libc::CPU_SETSIZE as usize).filter(is_allowed);
-        let core = allowed.take(index + 1).last().context("no core is allowed")?;
+        let core = allowed
+            .take(index + 1)
+            .last()
+            .context("no core is allowed")?;
         // SAFETY: plain data, and a number within the set.
         let only = unsafe {
             let mut only: libc::cpu_set_t = std::mem::zeroed();

@@ -1,8 +1,8 @@
 //! What the daemon waits for: one task each, all on the daemon's thread. A task never holds the
 //! node across a wait.
 
-use std::io;
 use std::future::{Future, poll_fn};
+use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::pin::pin;
 use std::rc::{Rc, Weak};

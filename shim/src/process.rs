@@ -19,8 +19,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize
 use migshm_protocol::call::Errno;
 use once_cell::race::OnceNonZeroUsize;
 
-use crate::pool::SLOTS_COUNT;
 use crate::polling::Polling;
+use crate::pool::SLOTS_COUNT;
 use crate::{anchor, client, delegated, pool, sys};
 
 /// What belongs to one process alone. All zeros is the state of a new process.
