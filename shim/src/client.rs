@@ -214,15 +214,16 @@ impl Session {
     /// Looks for a message for a while, if that is likely to spare this thread from sleeping: it
     /// takes longer to wake a processor that has nothing to do than to answer most calls.
     fn poll(&self, patience: &Patience) -> Option<Result<(Reply, usize), Failure>> {
-        let (polling, _signals) = match patience {
-            // A handler must not fork: the child would take the parent's answer.
-            Patience::Endless => (&self.own.answers, Some(SignalsBlocked::new())),
-            Patience::UntilHandler(_) | Patience::UntilSignal(..) => (&self.own.late_answers, None),
+        let polling = match patience {
+            Patience::Endless => &self.own.answers,
+            Patience::UntilHandler(_) | Patience::UntilSignal(..) => &self.own.late_answers,
         };
         if !polling.is_due() {
             return None;
         }
-        let start = sys::monotonic_nanoseconds();
+        // A handler must not fork meanwhile: the child would take the parent's answer.
+        let _signals = matches!(patience, Patience::Endless).then(SignalsBlocked::new);
+        let start = sys::nanoseconds(sys::monotonic());
         loop {
             match self.connection.receive(libc::MSG_DONTWAIT) {
                 Err(Failure::Errno(Errno::EAGAIN)) => {}
@@ -231,7 +232,7 @@ impl Session {
                     return Some(received);
                 }
             }
-            if sys::monotonic_nanoseconds() - start > POLLED {
+            if sys::nanoseconds(sys::monotonic()) - start > POLLED {
                 polling.note(false);
                 return None;
             }

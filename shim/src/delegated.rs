@@ -284,8 +284,8 @@ impl Use<'_> {
         outcome
     }
 
-    /// Tries an operation that has to wait, for a while. Also tells whether it still has to, and a
-    /// signal handler has run that ends the wait.
+    /// Tries an operation that has to wait, for a while. Also tells whether a signal handler has run
+    /// that ends the wait.
     fn poll(
         &self,
         polling: &Polling,
@@ -293,19 +293,19 @@ impl Use<'_> {
         deadline: Option<timespec>,
     ) -> (Outcome, bool) {
         let signals = SignalsBlocked::new();
-        let start = sys::monotonic_nanoseconds();
+        let start = sys::nanoseconds(sys::monotonic());
         let patience = deadline.map_or(POLLED, |deadline| {
             sys::nanoseconds(deadline).saturating_sub(start).min(POLLED)
         });
         loop {
             sys::yield_processor();
             let outcome = self.attempt(operation);
-            let elapsed = sys::monotonic_nanoseconds() - start;
-            if !has_to_wait(outcome) {
-                polling.note(outcome == Outcome::Done && elapsed < LATE);
+            let elapsed = sys::nanoseconds(sys::monotonic()) - start;
+            if outcome == Outcome::Done {
+                polling.note(elapsed < LATE);
                 return (outcome, false);
             }
-            if elapsed >= patience {
+            if !has_to_wait(outcome) || elapsed >= patience {
                 polling.note(false);
                 return (outcome, signals.unblock());
             }

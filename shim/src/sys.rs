@@ -576,18 +576,13 @@ const NO_TIME: libc::timespec = libc::timespec {
     tv_nsec: 0,
 };
 
-/// Now, in nanoseconds, without a system call.
-pub fn monotonic_nanoseconds() -> u64 {
-    nanoseconds(vdso_time(libc::CLOCK_MONOTONIC))
-}
-
 /// Lets others run on this processor, if any want to.
 pub fn yield_processor() {
     // SAFETY: no preconditions; it cannot fail.
     let _ = unsafe { kernel!(SYS_sched_yield) };
 }
 
-/// A time in nanoseconds.
+/// A time in whole nanoseconds.
 pub fn nanoseconds(time: libc::timespec) -> u64 {
     (time.tv_sec as u64)
         .saturating_mul(1_000_000_000)
