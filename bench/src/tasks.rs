@@ -57,6 +57,8 @@ pub enum Task {
     PingPong {
         /// How many round trips.
         times: usize,
+        /// Whether both share one core.
+        one_core: bool,
     },
     /// `fork` and `waitpid` of a process that has a segment attached.
     Fork {
@@ -123,7 +125,7 @@ impl Tasks {
             Task::StreamWrite { pages, passes } => stream_write(pages, passes),
             Task::RandomAccess { pages } => random_access(pages),
             Task::Semop { times, undo } => semop(times, undo),
-            Task::PingPong { times } => ping_pong(times),
+            Task::PingPong { times, one_core } => ping_pong(times, one_core),
             Task::Fork { times } => fork(times),
             Task::Map { key, pages } => {
                 self.segment = None;
@@ -235,7 +237,8 @@ fn semop(times: usize, undo: bool) -> Result<Vec<f64>> {
     Ok(sample)
 }
 
-fn ping_pong(times: usize) -> Result<Vec<f64>> {
+fn ping_pong(times: usize, one_core: bool) -> Result<Vec<f64>> {
+    let _core = one_core.then(sysv::OneCore::stay).transpose()?;
     let set = Semaphores::open(libc::IPC_PRIVATE, 2)?;
     let segment = Segment::private(1)?;
     // SAFETY: a worker has one thread.

@@ -3,7 +3,7 @@
 use clap::builder::{PossibleValue, PossibleValuesParser};
 
 /// Name of each topic, and what its figures are about.
-const ALL: [(&str, &str); 17] = [
+const ALL: [(&str, &str); 18] = [
     ("attach", "life of a segment"),
     ("touch", "first touch of a page"),
     (
@@ -15,6 +15,10 @@ const ALL: [(&str, &str); 17] = [
     (
         "pingpong",
         "semop of two processes that wait for each other",
+    ),
+    (
+        "coordinator",
+        "semaphore operations of many nodes at one coordinator",
     ),
     ("fork", "fork with an attach"),
     ("start", "start of a program"),

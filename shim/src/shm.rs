@@ -109,7 +109,7 @@ pub fn detach(address: usize) -> Result<isize, Errno> {
     )?;
     match session.reply(id, Patience::Endless)?.message {
         FromNode::Detaching { attach, pieces, .. } => {
-            for (first, pages) in pieces {
+            for (first, pages) in pieces.into_iter().filter(|(_, pages)| *pages > 0) {
                 Mapping {
                     address: address + first as usize * PAGE_SIZE,
                     length: pages as usize * PAGE_SIZE,
