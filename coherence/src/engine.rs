@@ -339,6 +339,16 @@ impl<D> Engine<D> {
             .is_some_and(|state| state.directory.is_some())
     }
 
+    /// Extents at home here.
+    #[must_use]
+    pub fn homes(&self) -> usize {
+        let extents = self
+            .segments
+            .values()
+            .flat_map(|s| s.extents.iter().flatten());
+        extents.filter(|extent| extent.directory.is_some()).count()
+    }
+
     /// When [`Input::Timeout`] is due; it may come later, or needlessly.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Time> {

@@ -178,12 +178,16 @@
 //! runs cover them.
 #![forbid(unsafe_code)]
 
+mod access_log;
 mod carry;
 mod engine;
+pub mod links;
 mod policy;
+pub mod replay;
 mod sets;
 
+pub use access_log::AccessLog;
 pub use carry::{Carry, Lock, Push};
 pub use engine::{Action, Body, Config, Counters, Engine, Fill, Footprint, Input, Memory, Time};
-pub use policy::HomePolicy;
+pub use policy::{HomePolicy, Policy};
 pub use sets::PageSet;

@@ -25,6 +25,7 @@
 //! pid, attaches), as the kernel told it.
 #![forbid(unsafe_code)]
 
+mod accounts;
 mod ids;
 mod members;
 mod msg;
@@ -43,6 +44,7 @@ use std::net::SocketAddr;
 
 pub use members::JoinError;
 
+use accounts::Accounts;
 use members::Members;
 use msg::MsgQueues;
 use processes::{Awaited, CallKey, ProcessKey, Processes, Wake};
@@ -68,6 +70,7 @@ pub struct Core {
     segments: Segments,
     sets: SemSets,
     queues: MsgQueues,
+    accounts: Accounts,
     protocol_errors: u64,
 }
 
@@ -82,6 +85,7 @@ struct Objects<'a> {
     segments: &'a mut Segments,
     sets: &'a mut SemSets,
     queues: &'a mut MsgQueues,
+    accounts: &'a mut Accounts,
 }
 
 /// What the calls on objects need besides their objects.
@@ -108,6 +112,7 @@ impl Core {
             segments: Segments::new(),
             sets: SemSets::new(),
             queues: MsgQueues::new(),
+            accounts: Accounts::default(),
             protocol_errors: 0,
         }
     }
@@ -146,8 +151,14 @@ impl Core {
         for process in processes {
             self.undo(now, process, None, out);
         }
-        let (Objects { segments, .. }, mut cx) = self.split(now, out);
+        let (
+            Objects {
+                segments, accounts, ..
+            },
+            mut cx,
+        ) = self.split(now, out);
         segments.lose(node, &mut cx);
+        accounts.lose(node, &mut cx);
         for set in abandoned {
             self.catch_up(now, set, out);
         }
@@ -296,6 +307,11 @@ impl Core {
                 out.push(Output::new(from, FromCoordinator::Present { number }));
                 true
             }
+            ToCoordinator::Account { number } => {
+                let (Objects { accounts, .. }, mut cx) = self.split(now, out);
+                accounts.answered(from, number, raw, &mut cx);
+                true
+            }
             ToCoordinator::HomeMoved { extent } => {
                 let (Objects { segments, .. }, mut cx) = self.split(now, out);
                 segments.move_home(extent, from, &mut cx)
@@ -316,6 +332,7 @@ impl Core {
                 segments,
                 sets,
                 queues,
+                accounts,
             },
             mut cx,
         ) = self.split(now, out);
@@ -362,6 +379,16 @@ impl Core {
                 .receive(request, id, size, mtype, flags, &mut cx)
                 .map(with_raw),
             Call::MsgCtl { id, command } => Some(queues.control(request, id, command, &mut cx)),
+            Call::Accesses {
+                id,
+                node,
+                from,
+                requests,
+            } => segments
+                .readable(request, id)
+                .and_then(|segment| accounts.ask(request, node, segment, from, requests, &mut cx))
+                .err()
+                .map(Err),
         };
         if let Some(outcome) = outcome {
             out.push(Output {
@@ -402,6 +429,7 @@ impl Core {
             Some(Awaited::Semaphores(id) | Awaited::Return(id)) => self.sets.cancel(id, call),
             Some(Awaited::Segment(segment)) => self.segments.cancel(segment, call),
             Some(Awaited::Queue(id)) => self.queues.cancel(id, call),
+            Some(Awaited::Account(number)) => self.accounts.cancel(number),
             None => return false,
         }
         true
@@ -430,6 +458,7 @@ impl Core {
             segments: &mut self.segments,
             sets: &mut self.sets,
             queues: &mut self.queues,
+            accounts: &mut self.accounts,
         };
         let cx = Context {
             now,

@@ -33,6 +33,8 @@ pub(crate) enum Awaited {
     Segment(SegmentId),
     /// Room or messages in the message queue with this id.
     Queue(i32),
+    /// A node's answer to the question with this number.
+    Account(u64),
 }
 
 /// A blocked call has come to its end.

@@ -438,6 +438,16 @@ impl Segments {
         })
     }
 
+    /// A segment that the caller may read.
+    pub(crate) fn readable(&self, request: &Request<'_>, id: i32) -> Result<SegmentId, Errno> {
+        let Entry {
+            perm,
+            object: segment,
+        } = self.table.get(id)?;
+        perm::check(perm, request.caller, perm::READ)?;
+        Ok(segment.segment)
+    }
+
     fn limits(&self) -> ShmLimits {
         ShmLimits {
             shmmax: SHMMAX,

@@ -403,6 +403,7 @@ impl Node {
             watcher,
         };
         self.spaces.insert(space, resident);
+        self.log_start(space);
         secret
     }
 
@@ -1068,6 +1069,7 @@ impl Node {
         if let Some(watcher) = resident.watcher {
             watcher.abort();
         }
+        self.log_end(space);
         let pid = resident.pid.unwrap_or(0);
         if let Some(process) = self.processes.get_mut(&pid) {
             process.space.take_if(|s| *s == space);

@@ -19,7 +19,7 @@ use std::rc::{Rc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use migshm_coherence::{Carry, Config as CoherenceConfig, Engine, HomePolicy, Time};
+use migshm_coherence::{AccessLog, Carry, Config as CoherenceConfig, Engine, HomePolicy, Time};
 use migshm_coordinator::{Core, Output};
 use migshm_protocol::call::{Attachment, Call, Caller, Errno, Memlock, SetMemory};
 use migshm_protocol::control::{FromCoordinator, Member, Placement, ToCoordinator};
@@ -63,6 +63,7 @@ pub struct Node {
     pub(crate) policy: HomePolicy,
     /// What travels with which lock.
     pub(crate) carry: Carry,
+    pub(crate) log: AccessLog,
     pub(crate) coordinator: Coordinator,
     pub(crate) inbox: VecDeque<(FromCoordinator, Vec<u8>)>,
     pub(crate) outputs: Vec<Output>,
@@ -252,6 +253,7 @@ impl Node {
                 engine: Engine::new(id, CoherenceConfig::default()),
                 policy: HomePolicy::default(),
                 carry: Carry::default(),
+                log: AccessLog::new(id),
                 coordinator,
                 inbox: VecDeque::new(),
                 outputs: Vec::new(),
@@ -373,6 +375,12 @@ impl Node {
                 size,
                 default_home,
             } => self.on_segment(segment, size, default_home),
+            FromCoordinator::Account {
+                number,
+                segment,
+                from,
+                requests,
+            } => self.on_account(number, segment, from, requests),
             FromCoordinator::Destroyed { segment } => self.on_destroyed(segment),
             FromCoordinator::Members { members } => {
                 members

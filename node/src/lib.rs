@@ -9,6 +9,7 @@
 //!                            memory: memfds, page tables of the processes
 //! ```
 
+mod accesses;
 mod cached;
 mod calls;
 mod daemon;

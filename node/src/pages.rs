@@ -98,6 +98,7 @@ impl Node {
             Body::Data(bytes) => link.send(message, &bytes),
             Body::Page(page) => {
                 self.counters.pages_sent += 1;
+                self.log_sent(to, message, PAGE_SIZE);
                 let Ok(()) = link.send_with(message, PAGE_SIZE, |buffer| {
                     self.memory.read(page, buffer);
                     Ok::<(), Infallible>(())
@@ -147,11 +148,15 @@ impl Node {
         }
         let segment = message.segment();
         if let PageMessage::Request {
-            page, requester, ..
+            page,
+            requester,
+            access,
+            ..
         } = message
         {
-            self.count_request(page, requester);
+            self.count_request(page, requester, access);
         }
+        self.log_grant(from, &message, data.as_ref().map_or(0, Bytes::len));
         if self.memory.is_tracked(segment) {
             self.drive(Input::Message {
                 from,
@@ -279,7 +284,8 @@ impl Node {
     /// Has a thread wait for more access to a page than the node has.
     pub(crate) fn request(&mut self, page: Page, waiter: Waiter, access: Access) {
         self.memory.wait(page, waiter);
-        self.count_request(page, self.id);
+        self.log_fault(waiter.space, page, access);
+        self.count_request(page, self.id, access);
         self.drive(Input::Fault { page, access });
     }
 
@@ -377,13 +383,17 @@ impl Node {
         self.policy.retain(|extent| extent.segment != segment);
         self.carry.retain(|page| page.segment != segment);
         self.cached.remove_segment(segment);
+        self.log.remove_segment(segment);
     }
 
     /// A node asks for a page of an extent; if this is its home, perhaps it should be there.
-    fn count_request(&mut self, page: Page, requester: NodeId) {
+    fn count_request(&mut self, page: Page, requester: NodeId, access: Access) {
         let extent = page.extent();
-        if self.engine.is_home(extent)
-            && let Some(to) = self.policy.record(extent, requester)
+        if !self.engine.is_home(extent) {
+            return;
+        }
+        self.log.requested(now(), page, requester, access);
+        if let Some(to) = self.policy.record(extent, requester)
             && to != self.id
         {
             self.tell(ToCoordinator::ProposeHome { extent, to }, &[]);

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{ProcessId, SegmentId};
+use crate::ids::{NodeId, ProcessId, SegmentId};
 
 /// An errno value (`errno(3)`), always positive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -98,6 +98,15 @@ pub enum Call {
     },
     /// `msgctl(id, ...)`.
     MsgCtl { id: i32, command: MsgCommand },
+    /// A tool's, of whoever may read the segment: what a node has counted of the accesses to it,
+    /// from there on where the last part said (0 for the first), with or without the requests to
+    /// homes. Answered by [`Answer::Accesses`].
+    Accesses {
+        id: i32,
+        node: NodeId,
+        from: u64,
+        requests: bool,
+    },
 }
 
 /// Bytes of a message's type (`mtype`, a little-endian `i64`), which precedes its text in a
@@ -281,6 +290,8 @@ pub enum Answer {
     /// `msgrcv`: a `struct msgbuf` with this many bytes of text follows the message. Their number
     /// is the call's return value.
     Message(u32),
+    /// This many bytes of an encoded [`crate::accesses::Part`] follow the message.
+    Accesses(u32),
 }
 
 impl Answer {
@@ -290,6 +301,7 @@ impl Answer {
         match *self {
             Answer::Values(count) => count as usize * size_of::<u16>(),
             Answer::Message(text) => MSG_TYPE_SIZE + text as usize,
+            Answer::Accesses(bytes) => bytes as usize,
             _ => 0,
         }
     }

@@ -115,6 +115,12 @@ pub enum ToCoordinator {
         /// Echoed in the answer.
         number: u64,
     },
+    /// What [`FromCoordinator::Account`] asked for follows as raw bytes: an encoded
+    /// [`crate::accesses::Part`].
+    Account {
+        /// From the question.
+        number: u64,
+    },
 }
 
 /// The state of a semaphore set for which no call waits.
@@ -243,6 +249,18 @@ pub enum FromCoordinator {
     Present {
         /// From [`ToCoordinator::Query`].
         number: u64,
+    },
+    /// What has the receiver counted of the accesses to a segment? Answered by
+    /// [`ToCoordinator::Account`].
+    Account {
+        /// Echoed in the answer.
+        number: u64,
+        /// The segment.
+        segment: SegmentId,
+        /// From [`crate::accesses::Part::next`]; 0 for the first part.
+        from: u64,
+        /// Whether the requests to the receiver as a home are wanted too.
+        requests: bool,
     },
     /// A segment is gone; nothing of it may be kept.
     Destroyed {

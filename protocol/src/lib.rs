@@ -15,6 +15,7 @@
 //! never re-encoded.
 #![forbid(unsafe_code)]
 
+pub mod accesses;
 pub mod call;
 pub mod codec;
 pub mod control;

@@ -146,6 +146,7 @@ pub fn command(user: User, call: Call, raw: &[u8]) -> Command {
             };
             system_call(user, libc::SYS_msgctl, [id.into(), number], Some(2))
         }
+        Call::Accesses { .. } => unreachable!("not the kernel's"),
     };
     match call {
         Call::ShmCtl {

@@ -472,6 +472,7 @@ fn answer(call: Call, raw: &[u8], script: Script) -> (Outcome, Vec<u8>) {
         },
         Call::MsgReceive { mtype, flags, .. } if (mtype, flags) != (-9, 77) => Err(Errno::ENOMSG),
         Call::MsgReceive { size, .. } => return received(size),
+        Call::Accesses { .. } => Err(Errno::ENOSYS),
         Call::MsgCtl { id, command } => match command {
             MsgCommand::Stat(by) => Ok(Answer::Queue(MsgStatus {
                 id: if by == StatBy::Id { id } else { id + 100 },
