@@ -181,6 +181,7 @@
 mod carry;
 mod engine;
 mod policy;
+pub mod release;
 mod sets;
 
 pub use carry::{Carry, Lock, Push};

@@ -23,6 +23,7 @@ pub mod limits;
 pub mod local;
 pub mod nodes;
 pub mod page;
+pub mod release;
 
 pub use ids::{Extent, NodeId, Page, ProcessId, SegmentId};
 pub use nodes::NodeSet;

@@ -1,0 +1,1 @@
+//! Random runs of larger clusters with random programs, to their end.
