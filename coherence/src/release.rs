@@ -55,7 +55,6 @@
 //! A node that dies takes the pages with it whose home it is: who touches them gets SIGBUS.
 
 mod diff;
-mod pages;
 #[cfg(test)]
 mod tests;
 
@@ -63,12 +62,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use migshm_protocol::ids::{EXTENT_PAGES, MAX_NODES};
 use migshm_protocol::page::Access;
-use migshm_protocol::release::{MAX_DIFFS, MAX_WANTED, ReleaseMessage, Runs};
+use migshm_protocol::release::{MAX_DIFFS, MAX_WANTED, ReleaseMessage, RunSet, Runs};
 use migshm_protocol::{Extent, NodeId, Page, SegmentId};
 
 use crate::sets::NodeSet;
 pub use diff::Diff;
-pub use pages::Pages;
 
 /// Releases in a row that find a page the same as its twin, after which it is protected again.
 pub const PATIENCE: u8 = 3;
@@ -230,7 +228,7 @@ struct Tables {
     /// Diffs that are not merged yet, as far as is known: whose they are to be.
     unmerged: BTreeMap<u64, (NodeId, SegmentId)>,
     /// What has to be told at the next release.
-    wrote: BTreeMap<SegmentId, Pages>,
+    wrote: BTreeMap<SegmentId, RunSet>,
     /// Releases under way: number of the last diffs that each waits for.
     releases: VecDeque<u64>,
 }

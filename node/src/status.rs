@@ -49,6 +49,7 @@ impl Node {
                 "pages_received": self.counters.pages_received,
             },
             "coherence": self.engine.counters(),
+            "release": self.release.counters(),
         })
     }
 }

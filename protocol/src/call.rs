@@ -122,9 +122,6 @@ pub enum Consistency {
 pub struct UnknownConsistency;
 
 impl Consistency {
-    /// Environment variable that says what the segments are to have that a process makes.
-    pub const VARIABLE: &'static str = "MIGSHM_CONSISTENCY";
-
     /// Its name, for people.
     #[must_use]
     pub const fn name(self) -> &'static str {

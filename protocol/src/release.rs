@@ -1,9 +1,12 @@
 //! Node daemon ↔ node daemon, about segments with release consistency: beside [`crate::page`], on
 //! the same stream. `coherence` defines what the messages mean.
 
+mod runs;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Page, SegmentId};
+pub use runs::RunSet;
 
 /// Runs of neighbouring pages of a segment: index of the first, and how many.
 pub type Runs = Vec<(u32, u32)>;

@@ -136,6 +136,7 @@ impl From<ShmStatus> for ShmidDs {
         let ShmStatus {
             id: _,
             perm,
+            consistency: _,
             size,
             atime,
             dtime,

@@ -10,10 +10,10 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use migshm_protocol::page::Access;
-use migshm_protocol::release::{ReleaseMessage, Runs};
+use migshm_protocol::release::{ReleaseMessage, RunSet, Runs};
 use migshm_protocol::{Extent, NodeId, Page, SegmentId};
 
-use crate::release::{Action, Diff, Frames, Input, Pages, Release};
+use crate::release::{Action, Diff, Frames, Input, Release};
 
 pub(super) const SEGMENT: SegmentId = SegmentId(7);
 pub(super) const PAGE_SIZE: usize = 8;
@@ -220,7 +220,7 @@ pub(super) struct Cluster {
     told: Vec<VecDeque<Told>>,
     said: Vec<VecDeque<Said>>,
     /// What each node has not been told of.
-    notices: Vec<Pages>,
+    notices: Vec<RunSet>,
     semaphores: Vec<u32>,
     /// Who waits for a semaphore, and which.
     waiters: VecDeque<(usize, usize)>,
@@ -265,7 +265,7 @@ impl Cluster {
             channels: vec![VecDeque::new(); nodes * nodes],
             told: vec![VecDeque::new(); nodes],
             said: vec![VecDeque::new(); nodes],
-            notices: vec![Pages::default(); nodes],
+            notices: vec![RunSet::default(); nodes],
             semaphores: semaphores.to_vec(),
             waiters: VecDeque::new(),
             arrived: 0,

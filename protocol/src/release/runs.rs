@@ -1,19 +1,20 @@
 //! Sets of a segment's pages, of bounded size.
 
-use migshm_protocol::release::{MAX_RUNS, Runs};
 use std::collections::BTreeMap;
+
+use super::{MAX_RUNS, Runs};
 
 /// A set of pages, as runs of neighbours.
 ///
 /// A set that would come to more than [`MAX_RUNS`] runs has neighbouring runs joined, with what is
 /// between them: it says of pages that they changed which did not, never the contrary.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-pub struct Pages {
+pub struct RunSet {
     /// Where each run begins, and ends.
     runs: BTreeMap<u32, u32>,
 }
 
-impl Pages {
+impl RunSet {
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -57,11 +58,10 @@ impl Pages {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::tests::Random;
 
     #[test]
     fn neighbours_are_one_run() {
-        let mut pages = Pages::default();
+        let mut pages = RunSet::default();
         for (first, count) in [(4, 2), (10, 1), (0, 0), (6, 1), (2, 2), (9, 1), (11, 5), (20, 1)] {
             pages.insert(first, count);
         }
@@ -72,12 +72,11 @@ mod tests {
 
     #[test]
     fn no_page_is_forgotten_however_many_there_are() {
-        let random = &mut Random(3);
-        let mut pages = Pages::default();
+        let mut pages = RunSet::default();
         let mut all = std::collections::BTreeSet::new();
-        for _ in 0..30_000 {
-            let first = 7 * random.below(100_000) as u32;
-            let count = random.below(3) as u32;
+        for step in 0..30_000u32 {
+            let first = 7 * (step.wrapping_mul(2_654_435_761) % 100_000);
+            let count = step % 3;
             pages.insert(first, count);
             all.extend(first..first + count);
         }
