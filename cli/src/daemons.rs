@@ -28,7 +28,12 @@ pub struct CoordinatorArgs {
     #[arg(long, value_name = "DIR", env = "MIGSHM_PKI", default_value = crate::pki::DEFAULT_DIRECTORY)]
     pki: PathBuf,
     /// Keys of segments with release consistency, and ranges of keys, separated by commas: those whose creators do not say otherwise (MIGSHM_CONSISTENCY).
-    #[arg(long, value_name = "KEYS", env = "MIGSHM_RELEASE_KEYS", default_value = "")]
+    #[arg(
+        long,
+        value_name = "KEYS",
+        env = "MIGSHM_RELEASE_KEYS",
+        default_value = ""
+    )]
     release_keys: Rules,
     /// Inherited pipe on which to tell that the coordinator serves ('+'), or why it cannot.
     #[arg(long, value_name = "FD", hide = true)]

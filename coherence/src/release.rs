@@ -478,11 +478,10 @@ impl Release {
 
     fn home_is(&mut self, cx: &mut Context<'_>, extent: Extent, home: Option<NodeId>) {
         let waiting = self.tables.finding.remove(&extent).unwrap_or_default();
-        if let Some(home) = home.filter(|home| usize::from(home.0) < MAX_NODES)
-            && self.knows(first_page(extent))
-        {
+        let home = home.filter(|home| usize::from(home.0) < MAX_NODES);
+        if self.knows(first_page(extent)) {
             let known = &mut self.extent_mut(extent).home;
-            known.get_or_insert(home);
+            *known = known.or(home);
         }
         for index in waiting {
             let page = Page {
@@ -651,13 +650,7 @@ impl Release {
         true
     }
 
-    fn merged(
-        &mut self,
-        from: NodeId,
-        segment: SegmentId,
-        number: u64,
-        shared: &[u32],
-    ) {
+    fn merged(&mut self, from: NodeId, segment: SegmentId, number: u64, shared: &[u32]) {
         if self.tables.unmerged.get(&number) != Some(&(from, segment)) {
             return self.protocol_error();
         }
@@ -913,7 +906,8 @@ impl Release {
         self.tables.last += 1;
         let number = self.tables.last;
         self.tables.unmerged.insert(number, (to, segment));
-        let length = |diff: &Diff| u32::try_from(diff.as_bytes().len()).expect("less than a page twice");
+        let length =
+            |diff: &Diff| u32::try_from(diff.as_bytes().len()).expect("less than a page twice");
         let pages = diffs.iter().map(|(page, diff)| (*page, length(diff)));
         let message = ReleaseMessage::Diffs {
             segment,

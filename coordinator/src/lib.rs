@@ -307,7 +307,8 @@ impl Core {
                 true
             }
             ToCoordinator::Wrote { segment, pages } => {
-                self.segments.wrote(from, segment, &pages, &mut self.notices)
+                self.segments
+                    .wrote(from, segment, &pages, &mut self.notices)
             }
             ToCoordinator::Returned { set, number, state } => {
                 let (Objects { sets, .. }, mut cx) = self.split(now, out);

@@ -42,7 +42,10 @@ impl FromStr for Rules {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Rules, String> {
-        let ranges = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+        let ranges = text
+            .split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty());
         let release = ranges.map(parse_range).collect::<Result<_, _>>()?;
         Ok(Rules { release })
     }
@@ -52,7 +55,9 @@ fn parse_range(text: &str) -> Result<(u32, u32), String> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     match (parse_key(first.trim()), parse_key(last.trim())) {
         (Some(first), Some(last)) if first <= last => Ok((first, last)),
-        _ => Err(format!("{text:?} is no key and no range of keys, like 17 or 0x1000-0x1fff")),
+        _ => Err(format!(
+            "{text:?} is no key and no range of keys, like 17 or 0x1000-0x1fff"
+        )),
     }
 }
 

@@ -5,8 +5,8 @@
 //! Where its pages are is the business of [`crate::placement`].
 
 use migshm_protocol::call::{
-    Answer, Attachment, Caller, Consistency, Errno, Memlock, Outcome, ShmCommand, ShmLimits, ShmStatus,
-    ShmUsage, StatBy,
+    Answer, Attachment, Caller, Consistency, Errno, Memlock, Outcome, ShmCommand, ShmLimits,
+    ShmStatus, ShmUsage, StatBy,
 };
 use migshm_protocol::control::FromCoordinator;
 use migshm_protocol::ids::PAGE_SIZE;
@@ -310,9 +310,8 @@ impl Segments {
             // It is gone since.
             return true;
         };
-        let in_range = |&(first, count): &(u32, u32)| {
-            u64::from(first) + u64::from(count) <= pages(found.size)
-        };
+        let in_range =
+            |&(first, count): &(u32, u32)| u64::from(first) + u64::from(count) <= pages(found.size);
         if found.consistency != Consistency::Release
             || runs.len() > MAX_RUNS
             || !found.pages.is_known_to(node)

@@ -385,12 +385,12 @@ impl Node {
         }
         match placement {
             Placement::Solo => Ok(()),
-            Placement::Shared { default_home } => self
-                .share(segment, default_home)
-                .inspect_err(|_| {
+            Placement::Shared { default_home } => {
+                self.share(segment, default_home).inspect_err(|_| {
                     self.memory.remove_segment(segment);
                     self.with_release.remove(&segment);
-                }),
+                })
+            }
         }
     }
 

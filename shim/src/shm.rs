@@ -9,8 +9,8 @@ use migshm_protocol::ids::PAGE_SIZE;
 use migshm_protocol::local::{FromNode, ToNode};
 
 use crate::client::{self, Session, out_of_step};
-use crate::connection::{Patience, Raw, Reply};
 use crate::complain::complain;
+use crate::connection::{Patience, Raw, Reply};
 use crate::convert::{self, ShmidDs};
 use crate::process::{ATTACHES, REACH, READ_ONLY};
 use crate::{anchor, process, sys};

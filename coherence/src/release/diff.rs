@@ -158,10 +158,16 @@ mod tests {
         assert_eq!(Diff::parse(&bytes[..bytes.len() - 1], 4096), None);
         assert_eq!(Diff::parse(&[bytes, &[0]].concat(), 4096), None);
         assert_eq!(Diff::parse(&[], 4096), None);
-        assert_eq!(Diff::parse(&[0b10, 1, 1], 8), None, "of a word past the end");
+        assert_eq!(
+            Diff::parse(&[0b10, 1, 1], 8),
+            None,
+            "of a word past the end"
+        );
         let random = &mut Random(2);
         for _ in 0..20_000 {
-            let garbage: Vec<u8> = (0..random.below(40)).map(|_| random.below(256) as u8).collect();
+            let garbage: Vec<u8> = (0..random.below(40))
+                .map(|_| random.below(256) as u8)
+                .collect();
             if let Some(diff) = Diff::parse(&garbage, 64) {
                 diff.apply(&mut [0; 64]);
             }

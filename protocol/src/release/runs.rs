@@ -43,7 +43,9 @@ impl RunSet {
     /// Joins every second run with the one before.
     fn coarsen(&mut self) {
         let runs: Vec<(u32, u32)> = std::mem::take(&mut self.runs).into_iter().collect();
-        let joined = runs.chunks(2).map(|pair| (pair[0].0, pair[pair.len() - 1].1));
+        let joined = runs
+            .chunks(2)
+            .map(|pair| (pair[0].0, pair[pair.len() - 1].1));
         self.runs = joined.collect();
     }
 
@@ -62,7 +64,16 @@ mod tests {
     #[test]
     fn neighbours_are_one_run() {
         let mut pages = RunSet::default();
-        for (first, count) in [(4, 2), (10, 1), (0, 0), (6, 1), (2, 2), (9, 1), (11, 5), (20, 1)] {
+        for (first, count) in [
+            (4, 2),
+            (10, 1),
+            (0, 0),
+            (6, 1),
+            (2, 2),
+            (9, 1),
+            (11, 5),
+            (20, 1),
+        ] {
             pages.insert(first, count);
         }
         assert_eq!(pages.runs(), [(2, 5), (9, 7), (20, 1)]);
@@ -82,9 +93,15 @@ mod tests {
         }
         let runs = pages.runs();
         assert!(runs.len() <= MAX_RUNS);
-        assert!(runs.windows(2).all(|pair| pair[0].0 + pair[0].1 < pair[1].0));
+        assert!(
+            runs.windows(2)
+                .all(|pair| pair[0].0 + pair[0].1 < pair[1].0)
+        );
         for page in all {
-            assert!(runs.iter().any(|&(first, count)| (first..first + count).contains(&page)));
+            assert!(
+                runs.iter()
+                    .any(|&(first, count)| (first..first + count).contains(&page))
+            );
         }
     }
 }

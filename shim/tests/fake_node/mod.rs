@@ -14,8 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use migshm_protocol::call::{
-    Answer, Attachment, Call, Consistency, Errno, MsgCommand, MsgLimits, MsgStatus, Outcome, Perm, SemCommand,
-    SemLimits, SemStatus, ShmCommand, ShmLimits, ShmStatus, ShmUsage, StatBy,
+    Answer, Attachment, Call, Consistency, Errno, MsgCommand, MsgLimits, MsgStatus, Outcome, Perm,
+    SemCommand, SemLimits, SemStatus, ShmCommand, ShmLimits, ShmStatus, ShmUsage, StatBy,
 };
 use migshm_protocol::codec;
 use migshm_protocol::limits::{MAX_LOCAL, MSGMAX};

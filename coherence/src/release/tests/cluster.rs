@@ -86,7 +86,7 @@ pub(super) struct Memory {
     /// What the process sleeps for.
     pub(super) waiting: Option<(usize, Access)>,
     /// The first impossible thing that was asked for.
-    wrong: Option<&'static str>,
+    pub(super) wrong: Option<&'static str>,
 }
 
 impl Memory {
@@ -292,7 +292,11 @@ impl Cluster {
             let here = |frame: &&(usize, &Frame)| frame.1.contents.is_some();
             let frames = host.memory.frames.iter().enumerate();
             if evict {
-                steps.extend(frames.filter(|f| here(&f)).map(|(index, _)| Step::Evict(at, index)));
+                steps.extend(
+                    frames
+                        .filter(|f| here(&f))
+                        .map(|(index, _)| Step::Evict(at, index)),
+                );
             }
         }
         for (channel, letters) in self.channels.iter().enumerate() {
@@ -324,7 +328,9 @@ impl Cluster {
 
     /// Whether all programs are at their end.
     pub(super) fn is_done(&self) -> bool {
-        self.hosts.iter().all(|host| host.program.is_empty() && !host.calling)
+        self.hosts
+            .iter()
+            .all(|host| host.program.is_empty() && !host.calling)
     }
 
     fn run(&mut self, at: usize) {
@@ -405,7 +411,14 @@ impl Cluster {
             _ => false,
         };
         let from = node(from);
-        self.handle(to, Input::Message { from, message, data });
+        self.handle(
+            to,
+            Input::Message {
+                from,
+                message,
+                data,
+            },
+        );
         if kept {
             let tables = &mut self.host_mut(to).engine.tables;
             (tables.twins, tables.wrote) = (twins, wrote);
@@ -454,7 +467,12 @@ impl Cluster {
             return;
         }
         let mut early = None;
-        if let ReleaseMessage::Diffs { segment, number, pages } = &mut message {
+        if let ReleaseMessage::Diffs {
+            segment,
+            number,
+            pages,
+        } = &mut message
+        {
             let merged = |shared| ReleaseMessage::Merged {
                 segment: *segment,
                 number: *number,
@@ -468,7 +486,14 @@ impl Cluster {
                     let from = to;
                     let message = merged(Vec::new());
                     let data = Vec::new();
-                    return self.handle(at, Input::Message { from, message, data });
+                    return self.handle(
+                        at,
+                        Input::Message {
+                            from,
+                            message,
+                            data,
+                        },
+                    );
                 }
                 Some(Mutation::ForgetEvicted) if dropping => early = Some(merged(Vec::new())),
                 Some(Mutation::WholePages) => {
@@ -489,7 +514,14 @@ impl Cluster {
         if let Some(message) = early {
             let from = to;
             let data = Vec::new();
-            self.handle(at, Input::Message { from, message, data });
+            self.handle(
+                at,
+                Input::Message {
+                    from,
+                    message,
+                    data,
+                },
+            );
         }
     }
 
@@ -499,7 +531,8 @@ impl Cluster {
             Some(Told::Wrote(runs)) => {
                 for (other, notices) in self.notices.iter_mut().enumerate() {
                     if other != at {
-                        runs.iter().for_each(|&(first, count)| notices.insert(first, count));
+                        runs.iter()
+                            .for_each(|&(first, count)| notices.insert(first, count));
                     }
                 }
             }

@@ -84,7 +84,9 @@ impl Search {
     /// If a property does not hold.
     fn check(self) {
         let started = std::time::Instant::now();
-        let Self { name, evictions, .. } = self;
+        let Self {
+            name, evictions, ..
+        } = self;
         let nodes = self.programs.len();
         let checker = self.checker().spawn_bfs().join();
         println!(
@@ -112,9 +114,16 @@ impl Search {
             mutation: Some(mutation),
             ..self
         };
-        let path = broken.checker().spawn_bfs().join().assert_any_discovery(SEQUENTIAL);
+        let path = broken
+            .checker()
+            .spawn_bfs()
+            .join()
+            .assert_any_discovery(SEQUENTIAL);
         let steps = path.into_actions();
-        println!("{mutation:?} is found after {} steps: {steps:?}", steps.len());
+        println!(
+            "{mutation:?} is found after {} steps: {steps:?}",
+            steps.len()
+        );
     }
 }
 
@@ -151,7 +160,11 @@ fn guarded(nodes: usize, rounds: usize) -> Search {
         };
         (0..rounds).flat_map(round).collect()
     };
-    search("a guarded variable", (0..nodes).map(program).collect(), &[1])
+    search(
+        "a guarded variable",
+        (0..nodes).map(program).collect(),
+        &[1],
+    )
 }
 
 /// All write to their own variable of one page, and look at the others' after a barrier.
@@ -170,7 +183,13 @@ fn barriers(nodes: usize, rounds: usize) -> Search {
 /// What one writes another sees that has synchronised with a third.
 fn chain() -> Search {
     let programs = vec![
-        vec![Op::Read(X), Op::Post(2), Op::Wait(1), Op::Read(X), Op::Read(Z)],
+        vec![
+            Op::Read(X),
+            Op::Post(2),
+            Op::Wait(1),
+            Op::Read(X),
+            Op::Read(Z),
+        ],
         vec![Op::Wait(2), Op::Write(X, 1), Op::Post(0)],
         vec![Op::Read(Y), Op::Wait(0), Op::Write(Z, 1), Op::Post(1)],
     ];
@@ -275,7 +294,11 @@ fn writes_that_are_undone_are_sequentially_consistent() {
         there_and_back(writer).check();
         there_and_back(writer).with_evictions(2).check();
         let found = true;
-        Search { found, ..there_and_back(writer) }.check();
+        Search {
+            found,
+            ..there_and_back(writer)
+        }
+        .check();
     }
     for home in 0..3 {
         onlooker().with_home(home).with_evictions(1).check();
@@ -307,7 +330,9 @@ fn a_copy_from_before_the_change_would_be_old() {
 
 #[test]
 fn a_dirty_page_must_not_just_be_dropped() {
-    barriers(2, 2).with_evictions(1).finds(Mutation::LoseDropped);
+    barriers(2, 2)
+        .with_evictions(1)
+        .finds(Mutation::LoseDropped);
 }
 
 #[test]
@@ -317,7 +342,9 @@ fn a_page_that_was_evicted_has_to_be_told_of_later() {
 
 #[test]
 fn a_home_whose_twin_is_not_what_it_sent_would_miss_a_write_that_is_undone() {
-    there_and_back(0).with_evictions(1).finds(Mutation::KeepTwinAtFetch);
+    there_and_back(0)
+        .with_evictions(1)
+        .finds(Mutation::KeepTwinAtFetch);
 }
 
 #[test]
