@@ -24,6 +24,9 @@ const THIRD: usize = 2;
 
 /// What a page fault costs on the wire: a request, and a page.
 const PAGE_ECHO: (&str, usize, usize) = ("echo 16 B -> 4 KiB", 16, PAGE);
+/// Pages that two nodes write at once, and how often they do.
+const FALSE_SHARING_PAGES: usize = 8;
+const FALSE_SHARING_ROUNDS: usize = 50;
 /// What a message and its answer cost.
 const SMALL_ECHO: (&str, usize, usize) = ("echo 64 B", 64, 64);
 
@@ -94,6 +97,7 @@ fn between_two(lab: &mut Lab, effort: Effort) -> Result<Vec<Figure>> {
     let [mut handed, mut small_echo] = <[Series; 2]>::default();
     let [mut scan, mut stream] = <[Series; 2]>::default();
     let [mut idle, mut loaded] = <[Series; 2]>::default();
+    let [mut released, mut sequential] = <[Series; 2]>::default();
     for round in 1..=rounds {
         eprintln!("two nodes, round {round} of {rounds}");
         page_echo.push(lab.echo(PAGE_ECHO, exchanges)?);
@@ -104,6 +108,8 @@ fn between_two(lab: &mut Lab, effort: Effort) -> Result<Vec<Figure>> {
         handed.push(lab.hand_over(hand_overs)?);
         stream.push(lab.echo(("", PAGE_ECHO.1, bulk_pages * PAGE), 1)?);
         scan.push(lab.scan(bulk_pages)?);
+        released.push(lab.false_sharing(true, FALSE_SHARING_ROUNDS)?);
+        sequential.push(lab.false_sharing(false, FALSE_SHARING_ROUNDS / 5)?);
         idle.push(lab.touch(pages, SECOND, false, &[])?);
         loaded.push({
             let _load = Load::start()?;
@@ -115,6 +121,14 @@ fn between_two(lab: &mut Lab, effort: Effort) -> Result<Vec<Figure>> {
     let at_most = |bound| Some(Wanted::AtMost(bound));
     let throughput = Unit::GigabytesPerSecond(bulk_pages * PAGE);
     Ok(vec![
+        Figure::new(
+            "false sharing between barriers, release",
+            &released,
+            ("sequential", &sequential),
+            50,
+            us,
+            at_most(1.0 / 20.0),
+        ),
         Figure::new("remote read fault, p50", &read, page, 50, us, at_most(1.5)),
         Figure::new("remote read fault, p99", &read, page, 99, us, at_most(3.0)),
         Figure::new("remote write fault, p50", &write, page, 50, us, None),
@@ -306,6 +320,30 @@ impl Lab {
             side: 1,
             times,
         })?;
+        let samples = first.answer()?;
+        second.answer()?;
+        second.ask(&Task::Unmap { remove: false })?;
+        first.ask(&Task::Unmap { remove: true })?;
+        Ok(samples)
+    }
+
+    /// Two nodes write alternate words of the same pages.
+    fn false_sharing(&mut self, release: bool, rounds: usize) -> Result<Vec<f64>> {
+        let (key, segment) = (self.next_key(), self.next_key());
+        let [first, second, ..] = &mut self.nodes[..] else {
+            anyhow::bail!("two nodes are needed")
+        };
+        for worker in [&mut *first, &mut *second] {
+            worker.ask(&Task::Consistency { release })?;
+            worker.ask(&Task::Map {
+                key: segment,
+                pages: FALSE_SHARING_PAGES,
+            })?;
+            worker.ask(&Task::Consistency { release: false })?;
+        }
+        let task = |side| Task::FalseSharing { key, side, rounds };
+        first.give(&task(0))?;
+        second.give(&task(1))?;
         let samples = first.answer()?;
         second.answer()?;
         second.ask(&Task::Unmap { remove: false })?;

@@ -382,6 +382,12 @@ impl Release {
         self.tables.twins.len()
     }
 
+    /// The first page that has one.
+    #[must_use]
+    pub fn lowest_twin(&self) -> Option<Page> {
+        self.tables.twins.keys().next().copied()
+    }
+
     /// How often what happened.
     #[must_use]
     pub fn counters(&self) -> ReleaseCounters {

@@ -310,6 +310,12 @@ impl Node {
         let limit = limit.unwrap_or(usize::MAX).max(CACHE_FLOOR);
         let mut progress = false;
         for _ in 0..EVICTION_BATCH {
+            if let Some(page) = self.release.lowest_twin()
+                && self.release.twins() > limit
+            {
+                self.drive_release(ReleaseInput::Evict { page });
+                progress = true;
+            }
             if self.cached.len() + self.memory.replicated() <= limit {
                 break;
             }

@@ -130,7 +130,7 @@ fn what_a_process_wrote_before_its_end_is_seen() {
         let mut writer = releasing(&lab, 2);
         writer.obey("semaphore 1");
         writer.obey("lock 1");
-        observer.obey("check 0".replace('0', &(value - 1).to_string()).as_str());
+        observer.obey(&format!("check {}", value - 1));
         writer.obey(&format!("fill {value}"));
         writer.kill();
         // The semaphore is undone when the process has ended.

@@ -27,20 +27,27 @@ impl Diff {
         if twin == now {
             return None;
         }
-        let mut diff = vec![0; bitmap_length(twin.len())];
+        let mut diff = Vec::with_capacity(2 * twin.len());
+        diff.resize(bitmap_length(twin.len()), 0);
         let words = twin.chunks_exact(WORD).zip(now.chunks_exact(WORD));
         for (index, (old, new)) in words.enumerate() {
             if old == new {
                 continue;
             }
             diff[index / 8] |= 1 << (index % 8);
-            let mask = diff.len();
-            diff.push(0);
-            for byte in 0..WORD {
-                if old[byte] != new[byte] {
-                    diff[mask] |= 1 << byte;
-                    diff.push(new[byte]);
-                }
+            let mask = (0..WORD).fold(0, |mask, byte| {
+                mask | u8::from(old[byte] != new[byte]) << byte
+            });
+            diff.push(mask);
+            match mask {
+                0xff => diff.extend_from_slice(new),
+                0x0f => diff.extend_from_slice(&new[..WORD / 2]),
+                0xf0 => diff.extend_from_slice(&new[WORD / 2..]),
+                _ => diff.extend(
+                    (0..WORD)
+                        .filter(|byte| mask & 1 << byte != 0)
+                        .map(|at| new[at]),
+                ),
             }
         }
         Some(Diff(diff))
