@@ -54,6 +54,7 @@
 //!
 //! A node that dies takes the pages with it whose home it is: who touches them gets SIGBUS.
 
+mod copies;
 mod diff;
 #[cfg(test)]
 mod tests;
@@ -63,9 +64,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use migshm_protocol::ids::{EXTENT_PAGES, MAX_NODES};
 use migshm_protocol::page::Access;
 use migshm_protocol::release::{MAX_DIFFS, MAX_WANTED, ReleaseMessage, RunSet, Runs};
-use migshm_protocol::{Extent, NodeId, Page, SegmentId};
+use migshm_protocol::{Extent, NodeId, NodeSet, Page, SegmentId};
 
-use crate::sets::NodeSet;
+use copies::Copies;
 pub use diff::Diff;
 
 /// Releases in a row that find a page the same as its twin, after which it is protected again.
@@ -248,7 +249,7 @@ struct ExtentState {
     home: Option<NodeId>,
     lines: Box<[Line]>,
     /// At the home: who may have a copy of each page.
-    copies: Box<[NodeSet]>,
+    copies: Copies,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -689,11 +690,9 @@ impl Release {
     fn left(&mut self, cx: &mut Context<'_>, node: NodeId) {
         let tables = &mut self.tables;
         for segment in tables.segments.values_mut() {
-            segment.lost = segment.lost.with(node);
+            segment.lost.insert(node);
             for extent in segment.extents.iter_mut().flatten() {
-                for copies in &mut extent.copies {
-                    *copies = copies.without(node);
-                }
+                extent.copies.forget(node);
             }
         }
         tables.unmerged.retain(|_, (home, _)| *home != node);
@@ -793,11 +792,7 @@ impl Release {
             self.line_mut(page).state = State::Clean;
         }
         let extent = self.extent_mut(page.extent());
-        if extent.copies.is_empty() {
-            extent.copies = vec![NodeSet::default(); extent.lines.len()].into();
-        }
-        let copies = &mut extent.copies[slot(page)];
-        *copies = copies.with(to);
+        extent.copies.add(to, slot(page), extent.lines.len());
         if state != State::Dirty || !self.note_change(cx, page) {
             cx.frames.read(page, &mut self.buffer);
         }
@@ -854,9 +849,10 @@ impl Release {
     }
 
     fn copies(&self, page: Page) -> NodeSet {
-        let copies = self.extent(page.extent()).map(|extent| &extent.copies);
-        let copies = copies.and_then(|copies| copies.get(slot(page)));
-        copies.copied().unwrap_or_default()
+        let extent = self.extent(page.extent());
+        extent
+            .map(|extent| extent.copies.of(slot(page)))
+            .unwrap_or_default()
     }
 }
 
@@ -989,7 +985,7 @@ impl Release {
             Box::new(ExtentState {
                 home: None,
                 lines: vec![Line::default(); pages as usize].into(),
-                copies: Box::default(),
+                copies: Copies::default(),
             })
         })
     }

@@ -82,9 +82,13 @@ impl Node {
         for (segment, pages) in wrote {
             self.say(ToCoordinator::Wrote { segment, pages }, &[]);
         }
-        let mut may_go = true;
-        while let Some(held) = self.outbox.0.pop_front_if(|held| may_go || !held.releases) {
-            may_go = false;
+        if let Some(held) = self.outbox.0.pop_front() {
+            self.say(held.message, &held.raw);
+        }
+        while let Some(held) = self.outbox.0.pop_front() {
+            if held.releases {
+                return self.outbox.0.push_front(held);
+            }
             self.say(held.message, &held.raw);
         }
     }
