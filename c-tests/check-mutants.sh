@@ -31,7 +31,7 @@ noticed() {
 }
 
 noticed private mandelbrot heat litmus ticket mcs queue seqlock pthread_spin pthread_mutex counter \
-    prodcons undo multi ring waitzero basic fork kernelio bigseg churn threads syscallraw latecomer \
+    prodcons undo multi ring waitzero falseshare mixed basic fork kernelio bigseg churn threads syscallraw latecomer \
     killattach
 noticed nonblock counter prodcons undo multi ring waitzero ops churn threads messages post pingpong
 noticed piecewise multi waitzero ops

@@ -16,7 +16,7 @@ enum { CELLS = 96 }; /* of a row, which is no whole page */
 static long rows = 400;
 
 struct work {
-    _Atomic long next, done;
+    _Atomic long ranks, next, done;
 };
 
 static uint32_t cell(long row, long column, int pass)
@@ -29,6 +29,10 @@ static void compute(struct team *team)
 {
     struct work *work = team_segment(team, 0, sizeof *work);
     uint32_t(*row)[CELLS] = team_segment(team, 1, (size_t)rows * sizeof *row);
+    atomic_fetch_add(&work->ranks, 1);
+    team_barrier(team);
+    expect(atomic_load(&work->ranks) == team->ranks, "of %d ranks only %ld are here", team->ranks,
+           atomic_load(&work->ranks));
     for (int pass = 1; pass <= 2; pass++) {
         for (long next; (next = atomic_fetch_add(&work->next, 1)) < rows * pass;) {
             long own = next - rows * (pass - 1);
