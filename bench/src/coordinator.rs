@@ -220,7 +220,7 @@ impl Node {
         loop {
             while let Some(process) = due.pop_front() {
                 let (set, num, first) = self.uses[process];
-                let op = if left[process] % 2 == 0 {
+                let op = if left[process].is_multiple_of(2) {
                     first
                 } else {
                     -first

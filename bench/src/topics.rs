@@ -3,7 +3,7 @@
 use clap::builder::{PossibleValue, PossibleValuesParser};
 
 /// Name of each topic, and what its figures are about.
-const ALL: [(&str, &str); 18] = [
+const ALL: [(&str, &str); 19] = [
     ("attach", "life of a segment"),
     ("touch", "first touch of a page"),
     (
@@ -26,6 +26,10 @@ const ALL: [(&str, &str); 18] = [
     ("scan", "sequential read of a remote segment"),
     ("handover", "hand-over of a guarded page between nodes"),
     ("busy", "remote page faults while all cores compute"),
+    (
+        "sharing",
+        "two nodes that write the same pages between barriers",
+    ),
     ("upgrade", "writes to pages that two others have read"),
     ("matmul", "speed-up of a matrix product by a second node"),
     ("tsp", "speed-up of the travelling salesman"),

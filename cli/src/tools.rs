@@ -327,8 +327,8 @@ pub fn ipcs(args: IpcsArgs) -> anyhow::Result<ExitCode> {
     if let Some(segments) = segments {
         println!("\n------ Shared Memory Segments --------");
         println!(
-            "{:<10} {:<10} {:<10} {:<10} {:<10} {:<10} {:<12}",
-            "key", "shmid", "owner", "perms", "bytes", "nattch", "status"
+            "{:<10} {:<10} {:<10} {:<10} {:<10} {:<10} {:<12} {:<12}",
+            "key", "shmid", "owner", "perms", "bytes", "nattch", "consistency", "status"
         );
         for s in segments {
             let dest = if s.perm.mode & SHM_DEST != 0 {
@@ -342,13 +342,14 @@ pub fn ipcs(args: IpcsArgs) -> anyhow::Result<ExitCode> {
                 ""
             };
             println!(
-                "0x{:08x} {:<10} {:<10.10} {:<10o} {:<10} {:<10} {dest:<6} {locked:<6}",
+                "0x{:08x} {:<10} {:<10.10} {:<10o} {:<10} {:<10} {:<12} {dest:<6} {locked:<6}",
                 s.perm.key,
                 s.id,
                 users.name(s.perm.uid),
                 s.perm.mode & PERMISSIONS,
                 s.size,
-                s.nattch
+                s.nattch,
+                s.consistency.name()
             );
         }
     }
@@ -379,7 +380,7 @@ fn segment_json(s: &ShmStatus) -> Value {
         "uid": s.perm.uid, "gid": s.perm.gid, "cuid": s.perm.cuid, "cgid": s.perm.cgid,
         "perms": format!("{:o}", s.perm.mode & PERMISSIONS),
         "dest": s.perm.mode & SHM_DEST != 0, "locked": s.perm.mode & SHM_LOCKED != 0,
-        "bytes": s.size, "nattch": s.nattch, "cpid": s.cpid, "lpid": s.lpid,
+        "bytes": s.size, "consistency": s.consistency.name(), "nattch": s.nattch, "cpid": s.cpid, "lpid": s.lpid,
         "atime": s.atime, "dtime": s.dtime, "ctime": s.ctime,
     })
 }
@@ -427,6 +428,7 @@ pub fn ipcrm(args: IpcrmArgs) -> anyhow::Result<ExitCode> {
             key,
             size: 0,
             flags: 0,
+            consistency: None,
         })? {
             Ok(Answer::Value(id)) => client.shm(id, ShmCommand::Remove)?,
             other => other,

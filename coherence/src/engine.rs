@@ -11,7 +11,7 @@ mod hold;
 mod home;
 mod home_move;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 

@@ -183,6 +183,7 @@ mod carry;
 mod engine;
 pub mod links;
 mod policy;
+pub mod release;
 pub mod replay;
 mod sets;
 

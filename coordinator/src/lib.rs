@@ -29,24 +29,28 @@ mod accounts;
 mod ids;
 mod members;
 mod msg;
+mod notices;
 mod perm;
 mod placement;
 mod processes;
+mod rules;
 mod sem;
 pub mod server;
 mod shm;
 
 use migshm_protocol::NodeId;
-use migshm_protocol::call::{Answer, Attachment, Call, Caller, Errno, Outcome};
+use migshm_protocol::call::{Answer, Attachment, Call, Caller, Consistency, Errno, Outcome};
 use migshm_protocol::control::{FromCoordinator, Placement, ToCoordinator};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
 pub use members::JoinError;
+pub use rules::Rules;
 
 use accounts::Accounts;
 use members::Members;
 use msg::MsgQueues;
+use notices::Notices;
 use processes::{Awaited, CallKey, ProcessKey, Processes, Wake};
 use sem::{Held, SemSets};
 use shm::Segments;
@@ -71,6 +75,8 @@ pub struct Core {
     sets: SemSets,
     queues: MsgQueues,
     accounts: Accounts,
+    notices: Notices,
+    rules: Rules,
     protocol_errors: u64,
 }
 
@@ -113,8 +119,16 @@ impl Core {
             sets: SemSets::new(),
             queues: MsgQueues::new(),
             accounts: Accounts::default(),
+            notices: Notices::default(),
+            rules: Rules::default(),
             protocol_errors: 0,
         }
+    }
+
+    /// Has the keys of segments decide on their consistency, from now on.
+    #[must_use]
+    pub fn with_rules(self, rules: Rules) -> Core {
+        Core { rules, ..self }
     }
 
     /// A node becomes a member: under a new name, or under that of one that has left. Returns its
@@ -143,6 +157,8 @@ impl Core {
         if !self.members.leave(node) {
             return;
         }
+        let start = out.len();
+        self.notices.forget(node);
         let abandoned = self.sets.abandon(node);
         let processes = self.processes.of_node(node);
         for &process in &processes {
@@ -162,6 +178,7 @@ impl Core {
         for set in abandoned {
             self.catch_up(now, set, out);
         }
+        self.notices.precede_answers(out, start);
         let left = self.members.nodes();
         out.extend(left.map(|to| Output::new(to, FromCoordinator::Left { node })));
     }
@@ -183,7 +200,9 @@ impl Core {
         raw: &[u8],
         out: &mut Vec<Output>,
     ) {
+        let start = out.len();
         let accepted = self.members.contains(from) && self.accept(now, from, message, raw, out);
+        self.notices.precede_answers(out, start);
         self.protocol_errors += u64::from(!accepted);
     }
 
@@ -277,13 +296,16 @@ impl Core {
                 true
             }
             ToCoordinator::FindSegment { segment } => {
-                let (size, default_home) = self.segments.introduce(segment, from).unzip();
+                let introduced = self.segments.introduce(segment, from);
+                let (size, default_home) = introduced.map(|i| (i.0, i.1)).unzip();
                 let default_home = default_home.flatten();
+                let consistency = introduced.map(|i| i.2).unwrap_or_default();
                 out.push(Output::new(
                     from,
                     FromCoordinator::SegmentIs {
                         segment,
                         size,
+                        consistency,
                         default_home,
                     },
                 ));
@@ -294,6 +316,10 @@ impl Core {
                     out.push(Output::new(from, FromCoordinator::MoveHome { extent, to }));
                 }
                 true
+            }
+            ToCoordinator::Wrote { segment, pages } => {
+                self.segments
+                    .wrote(from, segment, &pages, &mut self.notices)
             }
             ToCoordinator::Returned { set, number, state } => {
                 let (Objects { sets, .. }, mut cx) = self.split(now, out);
@@ -327,6 +353,13 @@ impl Core {
         raw: &[u8],
         out: &mut Vec<Output>,
     ) {
+        let by_key = |key| self.rules.consistency(key);
+        let made = match call {
+            Call::ShmGet {
+                key, consistency, ..
+            } => consistency.unwrap_or_else(|| by_key(key)),
+            _ => Consistency::default(),
+        };
         let (
             Objects {
                 segments,
@@ -348,9 +381,11 @@ impl Core {
         };
         // `None`: the call is blocked, or answered already.
         let outcome = match call {
-            Call::ShmGet { key, size, flags } => Some(
+            Call::ShmGet {
+                key, size, flags, ..
+            } => Some(
                 segments
-                    .get(request, key, size, flags, &cx)
+                    .get(request, key, size, flags, made, &cx)
                     .map(Answer::Value),
             ),
             Call::ShmAttach { id, flags } => {

@@ -77,7 +77,7 @@ fn call() -> impl Strategy<Value = Call> {
     let mtype = prop_oneof![9 => -3..4i64, 1 => any::<i64>()];
     let room = prop_oneof![9 => 0..20u64, 1 => any::<u64>()];
     prop_oneof![
-        2 => (0..4i32, size, flags()).prop_map(|(key, size, flags)| Call::ShmGet { key, size, flags }),
+        2 => (0..4i32, size, flags()).prop_map(|(key, size, flags)| Call::ShmGet { key, size, flags, consistency: None }),
         4 => (id(), flags()).prop_map(|(id, flags)| Call::ShmAttach { id, flags }),
         1 => (id(), shm).prop_map(|(id, command)| Call::ShmCtl { id, command }),
         2 => (0..4i32, num(), flags()).prop_map(|(key, count, flags)| Call::SemGet { key, count, flags }),

@@ -19,12 +19,14 @@ use std::rc::{Rc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use migshm_coherence::release::{Input as ReleaseInput, Release};
 use migshm_coherence::{AccessLog, Carry, Config as CoherenceConfig, Engine, HomePolicy, Time};
 use migshm_coordinator::{Core, Output};
 use migshm_protocol::call::{Attachment, Call, Caller, Errno, Memlock, SetMemory};
 use migshm_protocol::control::{FromCoordinator, Member, Placement, ToCoordinator};
+use migshm_protocol::ids::PAGE_SIZE;
 use migshm_protocol::local::Pieces;
-use migshm_protocol::page::PageMessage;
+use migshm_protocol::page::PeerMessage;
 use migshm_protocol::{NodeId, ProcessId, SegmentId};
 use migshm_transport::{Endpoint, FrameSender};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -37,6 +39,7 @@ use crate::exits::Exits;
 use crate::local::{Sender, Socket};
 use crate::memory::{AttachId, Memory, SpaceId, View};
 use crate::readers::Turns;
+use crate::release::Outbox;
 use crate::sets::Sets;
 use crate::start;
 use crate::tasks::Timer;
@@ -64,6 +67,12 @@ pub struct Node {
     /// What travels with which lock.
     pub(crate) carry: Carry,
     pub(crate) log: AccessLog,
+    /// The engine of segments with release consistency.
+    pub(crate) release: Release,
+    /// Those segments.
+    pub(crate) with_release: FxHashSet<SegmentId>,
+    /// What the coordinator is told when releases are done.
+    pub(crate) outbox: Outbox,
     pub(crate) coordinator: Coordinator,
     pub(crate) inbox: VecDeque<(FromCoordinator, Vec<u8>)>,
     pub(crate) outputs: Vec<Output>,
@@ -86,7 +95,7 @@ pub struct Node {
     /// Attaches that were answered and not yet mapped.
     pub(crate) mapping: FxHashMap<AttachId, Attaching>,
     /// Messages about segments whose memory is not here, until the coordinator has told.
-    pub(crate) unknown: FxHashMap<SegmentId, Vec<(NodeId, PageMessage, Option<Bytes>)>>,
+    pub(crate) unknown: FxHashMap<SegmentId, Vec<(NodeId, PeerMessage, Bytes)>>,
     /// Segments that are tracked as soon as attaches under way are mapped.
     pub(crate) arming: FxHashSet<SegmentId>,
     /// Granted attaches by processes that may only read, of segments that have to be tracked first:
@@ -143,7 +152,7 @@ pub struct Peer {
     /// Of the link.
     pub(crate) number: u64,
     /// What is to be sent once there is a link.
-    pub(crate) backlog: Vec<(PageMessage, Option<Bytes>)>,
+    pub(crate) backlog: Vec<(PeerMessage, Bytes)>,
 }
 
 /// A local process's connection.
@@ -254,6 +263,9 @@ impl Node {
                 policy: HomePolicy::default(),
                 carry: Carry::default(),
                 log: AccessLog::new(id),
+                release: Release::new(id, PAGE_SIZE),
+                with_release: FxHashSet::default(),
+                outbox: Outbox::default(),
                 coordinator,
                 inbox: VecDeque::new(),
                 outputs: Vec::new(),
@@ -292,8 +304,8 @@ impl Node {
         self.last_id
     }
 
-    /// Says something to the coordinator.
-    pub(crate) fn tell(&mut self, message: ToCoordinator, raw: &[u8]) {
+    /// Says something to the coordinator, now.
+    pub(crate) fn say(&mut self, message: ToCoordinator, raw: &[u8]) {
         match &mut self.coordinator {
             Coordinator::Embedded(core) => {
                 core.handle(unix_time(), self.id, message, raw, &mut self.outputs);
@@ -363,6 +375,9 @@ impl Node {
                 }
             }
             FromCoordinator::SetRemoved { set } => self.sets.remove(set),
+            FromCoordinator::Changed { segment, pages } => {
+                self.drive_release(ReleaseInput::Changed { segment, pages });
+            }
             FromCoordinator::Present { number } => self.on_present(number),
             FromCoordinator::Share { segment } => {
                 self.arming.insert(segment);
@@ -373,8 +388,9 @@ impl Node {
             FromCoordinator::SegmentIs {
                 segment,
                 size,
+                consistency,
                 default_home,
-            } => self.on_segment(segment, size, default_home),
+            } => self.on_segment(segment, size, consistency, default_home),
             FromCoordinator::Account {
                 number,
                 segment,

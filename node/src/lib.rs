@@ -19,6 +19,7 @@ mod local;
 mod memory;
 mod pages;
 mod readers;
+mod release;
 mod sets;
 mod start;
 mod status;

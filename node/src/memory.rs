@@ -29,6 +29,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use migshm_coherence::PageSet;
+use migshm_coherence::release::Diff;
 use migshm_protocol::ids::PAGE_SIZE;
 use migshm_protocol::page::Access;
 use migshm_protocol::{Extent, Page, SegmentId};
@@ -290,7 +291,7 @@ impl Memory {
 
     /// Wakes who waits for a page. Those who see a replica have their touch handled again, as
     /// that must be filled first.
-    fn wake_waiters(&mut self, page: Page) {
+    pub fn wake_waiters(&mut self, page: Page) {
         for waiter in self.waiting.remove(&page).unwrap_or_default() {
             match waiter.view {
                 View::Pages => self.wake(page, waiter),
@@ -377,6 +378,28 @@ impl Memory {
             tracing::error!(%page, %error, "cannot drop page");
         }
         self.spaces.unprotect_gone(page);
+    }
+
+    /// Puts what another node wrote into a page, which has its home here.
+    pub fn merge(&mut self, page: Page, diff: &Diff) {
+        self.empty_replicas(page);
+        if let Some(bytes) = self.unplaced.get_mut(&page) {
+            return diff.apply(bytes);
+        }
+        if !self.is_present(page) {
+            self.put(page, Access::Read, None);
+        }
+        let segment = self.segments.get_mut(&page.segment);
+        let merged = segment.map(|s| s.merge(page.offset(), diff));
+        if !matches!(merged, Some(Ok(()))) {
+            tracing::error!(%page, ?merged, "cannot merge what another node wrote");
+        }
+    }
+
+    /// Whether a process, or a replica, has the page in a page table, as far as can be told.
+    #[must_use]
+    pub fn is_seen(&self, page: Page) -> bool {
+        self.is_replicated(page) || self.spaces.is_seen(page)
     }
 
     /// Makes the page raise SIGBUS where somebody waits for it.

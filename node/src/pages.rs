@@ -4,10 +4,12 @@
 use std::convert::Infallible;
 
 use bytes::Bytes;
+use migshm_coherence::release::Input as ReleaseInput;
 use migshm_coherence::{Action, Body, Fill, Input, Lock, Push, Time};
+use migshm_protocol::call::Consistency;
 use migshm_protocol::control::{Member, Placement, ToCoordinator};
 use migshm_protocol::ids::{EXTENT_PAGES, PAGE_SIZE};
-use migshm_protocol::page::{Access, Contents, PageMessage};
+use migshm_protocol::page::{Access, Contents, PageMessage, PeerMessage};
 use migshm_protocol::{Extent, NodeId, Page, SegmentId};
 use migshm_transport::FrameSender;
 
@@ -42,7 +44,7 @@ impl Node {
                 contents,
             } => {
                 if access == Access::Write {
-                    self.note_write_grant(page);
+                    self.turns.note_write_grant(&self.memory, page, now());
                 }
                 match contents {
                     Fill::Data(bytes) => {
@@ -78,28 +80,26 @@ impl Node {
         let link = self.peers.entry(to).or_default().link.clone();
         let Some(link) = link else {
             let bytes = match body {
-                Body::None => None,
-                Body::Data(bytes) => Some(bytes),
+                Body::None => Bytes::new(),
+                Body::Data(bytes) => bytes,
                 Body::Page(page) => {
                     let mut bytes = vec![0; PAGE_SIZE];
                     self.memory.read(page, &mut bytes);
-                    Some(bytes.into())
+                    bytes.into()
                 }
             };
-            self.peers
-                .entry(to)
-                .or_default()
-                .backlog
-                .push((message.clone(), bytes));
-            return;
+            return self.send_peer(to, PeerMessage::Sequential(message.clone()), bytes);
         };
+        if let Body::Page(_) = body {
+            self.log_sent(to, message, PAGE_SIZE);
+        }
+        let message = PeerMessage::Sequential(message);
         match body {
-            Body::None => link.send(message, &[]),
-            Body::Data(bytes) => link.send(message, &bytes),
+            Body::None => link.send(&message, &[]),
+            Body::Data(bytes) => link.send(&message, &bytes),
             Body::Page(page) => {
                 self.counters.pages_sent += 1;
-                self.log_sent(to, message, PAGE_SIZE);
-                let Ok(()) = link.send_with(message, PAGE_SIZE, |buffer| {
+                let Ok(()) = link.send_with(&message, PAGE_SIZE, |buffer| {
                     self.memory.read(page, buffer);
                     Ok::<(), Infallible>(())
                 });
@@ -128,6 +128,15 @@ impl Node {
         }
     }
 
+    /// Sends a message to another node, or has it wait for a link.
+    pub(crate) fn send_peer(&mut self, to: NodeId, message: PeerMessage, raw: Bytes) {
+        let peer = self.peers.entry(to).or_default();
+        match &peer.link {
+            Some(link) => link.send(&message, &raw),
+            None => peer.backlog.push((message, raw)),
+        }
+    }
+
     /// The time that the engine wanted to be told of has come.
     pub(crate) fn on_timeout(&mut self) {
         self.timer_set = None;
@@ -137,36 +146,26 @@ impl Node {
     }
 
     /// A message of another node.
-    pub(crate) fn on_peer(&mut self, from: NodeId, message: PageMessage, raw: Bytes) {
-        let data = (!raw.is_empty()).then_some(raw);
-        if data.as_ref().is_some_and(|bytes| bytes.len() != PAGE_SIZE) {
-            tracing::warn!(%from, "page contents of a wrong length");
-            return;
-        }
-        if let PageMessage::Invalidate { page, requester } = message {
+    pub(crate) fn on_peer(&mut self, from: NodeId, message: PeerMessage, raw: Bytes) {
+        if let PeerMessage::Sequential(PageMessage::Invalidate { page, requester }) = message {
             self.carry.taken(page, Access::Write, requester, now());
         }
         let segment = message.segment();
-        if let PageMessage::Request {
+        if let PeerMessage::Sequential(PageMessage::Request {
             page,
             requester,
             access,
             ..
-        } = message
+        }) = message
         {
             self.count_request(page, requester, access);
         }
-        self.log_grant(from, &message, data.as_ref().map_or(0, Bytes::len));
         if self.memory.is_tracked(segment) {
-            self.drive(Input::Message {
-                from,
-                message,
-                data,
-            });
+            self.on_peer_message(from, message, raw);
         } else {
             // This node may have been made a home of a segment that nobody here has attached.
             let held = self.unknown.entry(segment).or_default();
-            held.push((from, message, data));
+            held.push((from, message, raw));
             if held.len() == 1 {
                 self.tell(ToCoordinator::FindSegment { segment }, &[]);
             }
@@ -174,25 +173,45 @@ impl Node {
         self.settle();
     }
 
+    fn on_peer_message(&mut self, from: NodeId, message: PeerMessage, raw: Bytes) {
+        match message {
+            PeerMessage::Sequential(message) => {
+                self.log_grant(from, &message, raw.len());
+                let data = (!raw.is_empty()).then_some(raw);
+                if data.as_ref().is_some_and(|bytes| bytes.len() != PAGE_SIZE) {
+                    return tracing::warn!(%from, "page contents of a wrong length");
+                }
+                self.drive(Input::Message {
+                    from,
+                    message,
+                    data,
+                });
+            }
+            PeerMessage::Release(message) => self.drive_release(ReleaseInput::Message {
+                from,
+                message,
+                data: raw.to_vec(),
+            }),
+        }
+    }
+
     /// What the coordinator knows of a segment that a peer spoke of.
     pub(crate) fn on_segment(
         &mut self,
         segment: SegmentId,
         size: Option<u64>,
+        consistency: Consistency,
         default_home: Option<NodeId>,
     ) {
         let held = self.unknown.remove(&segment).unwrap_or_default();
         let Some(size) = size else { return };
-        if let Err(error) = self.prepare(segment, size, Placement::Shared { default_home }) {
+        let placement = Placement::Shared { default_home };
+        if let Err(error) = self.prepare(segment, size, consistency, placement) {
             tracing::error!(segment = segment.0, %error, "cannot make the segment's memory");
             return;
         }
-        for (from, message, data) in held {
-            self.drive(Input::Message {
-                from,
-                message,
-                data,
-            });
+        for (from, message, raw) in held {
+            self.on_peer_message(from, message, raw);
         }
     }
 
@@ -203,7 +222,7 @@ impl Node {
         let number = self.next_id();
         let entry = self.peers.entry(peer).or_default();
         for (message, bytes) in entry.backlog.drain(..) {
-            link.send(&message, bytes.as_deref().unwrap_or(&[]));
+            link.send(&message, &bytes);
         }
         entry.link = Some(link);
         entry.number = number;
@@ -224,6 +243,7 @@ impl Node {
     pub(crate) fn on_left(&mut self, node: NodeId) {
         self.members.retain(|member| member.node != node);
         self.peers.remove(&node);
+        self.drive_release(ReleaseInput::Left { node });
         self.members_changed.notify_waiters();
     }
 
@@ -259,7 +279,7 @@ impl Node {
             return self.on_reader(page, user, space, address);
         }
         let wanted = if write { Access::Write } else { Access::Read };
-        match self.engine.access(page) {
+        match self.access(page) {
             // Readers may be at the page, and what has been granted is not needed.
             Some(_) if !write && self.memory.is_protected(page) => {
                 self.memory.retry(page, space, address, Access::Read);
@@ -285,6 +305,9 @@ impl Node {
     pub(crate) fn request(&mut self, page: Page, waiter: Waiter, access: Access) {
         self.memory.wait(page, waiter);
         self.log_fault(waiter.space, page, access);
+        if self.is_for_release(page, ReleaseInput::Fault { page, access }) {
+            return;
+        }
         self.count_request(page, self.id, access);
         self.drive(Input::Fault { page, access });
     }
@@ -295,6 +318,12 @@ impl Node {
         let limit = limit.unwrap_or(usize::MAX).max(CACHE_FLOOR);
         let mut progress = false;
         for _ in 0..EVICTION_BATCH {
+            if let Some(page) = self.release.lowest_twin()
+                && self.release.twins() > limit
+            {
+                self.drive_release(ReleaseInput::Evict { page });
+                progress = true;
+            }
             if self.cached.len() + self.memory.replicated() <= limit {
                 break;
             }
@@ -304,9 +333,11 @@ impl Node {
                 continue;
             }
             let Some(page) = self.cached.pop() else { break };
-            if !self.engine.is_home(page.extent()) {
-                self.drive(Input::Evict { page });
-                if self.engine.access(page).is_some() {
+            if !self.is_home(page.extent()) {
+                if !self.is_for_release(page, ReleaseInput::Evict { page }) {
+                    self.drive(Input::Evict { page });
+                }
+                if self.access(page).is_some() {
                     // Refused, or on its way home: look again when its turn comes.
                     self.cached.push(page);
                     continue;
@@ -346,8 +377,7 @@ impl Node {
     /// Tracks a segment.
     fn share(&mut self, segment: SegmentId, default_home: Option<NodeId>) -> std::io::Result<()> {
         self.memory.track(segment)?;
-        let pages = self.memory.pages(segment).unwrap_or(0);
-        self.engine.add_segment(segment, pages, default_home);
+        self.add_to_engine(segment, default_home);
         Ok(())
     }
 
@@ -357,26 +387,37 @@ impl Node {
         &mut self,
         segment: SegmentId,
         size: u64,
+        consistency: Consistency,
         placement: Placement,
     ) -> std::io::Result<()> {
         if self.memory.has_segment(segment) {
             return Ok(());
         }
         self.memory.add_segment(segment, size)?;
+        if consistency == Consistency::Release {
+            self.with_release.insert(segment);
+        }
         match placement {
             Placement::Solo => Ok(()),
-            Placement::Shared { default_home } => self
-                .share(segment, default_home)
-                .inspect_err(|_| self.memory.remove_segment(segment)),
+            Placement::Shared { default_home } => {
+                self.share(segment, default_home).inspect_err(|_| {
+                    self.memory.remove_segment(segment);
+                    self.with_release.remove(&segment);
+                })
+            }
         }
     }
 
     pub(crate) fn on_home(&mut self, extent: Extent, home: Option<NodeId>) {
+        if self.with_release.contains(&extent.segment) {
+            return self.drive_release(ReleaseInput::HomeIs { extent, home });
+        }
         self.drive(Input::HomeIs { extent, home });
     }
 
     pub(crate) fn on_destroyed(&mut self, segment: SegmentId) {
         self.engine.remove_segment(segment);
+        self.remove_from_release(segment);
         self.memory.remove_segment(segment);
         self.arming.remove(&segment);
         self.turns.remove_segment(segment);

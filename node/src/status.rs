@@ -50,6 +50,7 @@ impl Node {
             },
             "coherence": self.engine.counters(),
             "homes": self.engine.homes(),
+            "release": self.release.counters(),
         })
     }
 }

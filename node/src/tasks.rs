@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use migshm_protocol::codec::CodecError;
 use migshm_protocol::control::{FromCoordinator, Member};
-use migshm_protocol::page::{PageMessage, PeerHello};
+use migshm_protocol::page::{PeerHello, PeerMessage};
 use migshm_protocol::polling::Polling;
 use migshm_protocol::{NodeId, VERSION};
 use migshm_transport::{Endpoint, FrameReceiver, Incoming, Link, LinkError, Peer};
@@ -370,7 +370,7 @@ async fn hear_peer(node: Shared, link: Link) {
                 break;
             }
         };
-        match frame.split::<PageMessage>() {
+        match frame.split::<PeerMessage>() {
             Ok((message, raw)) => node.borrow_mut().on_peer(from, message, raw),
             Err(error) => {
                 tracing::error!(peer = %from, %error, "a node sent garbage");

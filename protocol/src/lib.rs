@@ -25,6 +25,7 @@ pub mod local;
 pub mod nodes;
 pub mod page;
 pub mod polling;
+pub mod release;
 
 pub use ids::{Extent, NodeId, Page, ProcessId, SegmentId};
 pub use nodes::NodeSet;

@@ -138,6 +138,7 @@ impl From<ShmStatus> for ShmidDs {
         let ShmStatus {
             id: _,
             perm,
+            consistency: _,
             size,
             atime,
             dtime,

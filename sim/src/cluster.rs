@@ -197,6 +197,7 @@ impl Cluster {
                 key: KEY,
                 size: bytes,
                 flags: CREATE,
+                consistency: None,
             },
             Call::SemGet {
                 key: KEY,

@@ -13,6 +13,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use migshm_coherence::PageSet;
+use migshm_coherence::release::Diff;
 use migshm_protocol::Extent;
 use migshm_protocol::ids::PAGE_SIZE;
 use rustc_hash::FxHashMap;
@@ -101,6 +102,14 @@ impl Segment {
     /// As there.
     pub fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.file.read(offset, buffer)
+    }
+
+    /// See [`PageFile::merge`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn merge(&mut self, offset: u64, diff: &Diff) -> io::Result<()> {
+        self.file.merge(offset, diff)
     }
 
     /// See [`PageFile::is_present`].
