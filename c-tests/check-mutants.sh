@@ -31,8 +31,8 @@ noticed() {
 }
 
 noticed private mandelbrot heat litmus ticket mcs queue seqlock pthread_spin pthread_mutex counter \
-    prodcons undo multi ring waitzero basic fork kernelio bigseg churn threads syscallraw latecomer \
-    killattach matmul intsort tsp water pipeline hashtable
+    prodcons undo multi ring waitzero falseshare mixed basic fork kernelio bigseg churn threads \
+    syscallraw latecomer killattach matmul intsort tsp water pipeline hashtable
 noticed nonblock counter prodcons undo multi ring waitzero ops churn threads messages post pingpong \
     pipeline hashtable
 noticed piecewise multi waitzero ops

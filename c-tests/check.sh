@@ -98,6 +98,8 @@ while [ $round -lt "$repeat" ]; do
     for lock in ticket mcs pthread_spin queue seqlock; do
         check $lock 4 --ops "$(n 10000)"
     done
+    check falseshare 4 --rounds "$(n 50)"
+    check mixed 4 --rows "$(n 2000)"
     one_node pthread_mutex 4 --ops "$(n 5000)"
     check counter 4 --ops "$(n 5000)"
     check counter 4 --ops "$(n 5000)" --undo

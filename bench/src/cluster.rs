@@ -25,6 +25,9 @@ const THIRD: usize = 2;
 
 /// What a page fault costs on the wire: a request, and a page.
 const PAGE_ECHO: (&str, usize, usize) = ("echo 16 B -> 4 KiB", 16, PAGE);
+/// Pages that two nodes write at once, and how often they do.
+const FALSE_SHARING_PAGES: usize = 8;
+const FALSE_SHARING_ROUNDS: usize = 50;
 /// What a message and its answer cost.
 const SMALL_ECHO: (&str, usize, usize) = ("echo 64 B", 64, 64);
 
@@ -52,6 +55,7 @@ pub const LABS: [Plan; 3] = [
             ("scan", scans),
             ("handover", hand_overs),
             ("busy", faults_of_busy_nodes),
+            ("sharing", false_sharing),
         ],
     },
     Plan {
@@ -225,6 +229,22 @@ fn faults_of_busy_nodes(lab: &mut Lab, effort: Effort) -> Result<Vec<Figure>> {
     ])
 }
 
+fn false_sharing(lab: &mut Lab, effort: Effort) -> Result<Vec<Figure>> {
+    let [mut released, mut sequential] = <[Series; 2]>::default();
+    for _ in 0..effort.rounds {
+        released.push(lab.false_sharing(true, FALSE_SHARING_ROUNDS)?);
+        sequential.push(lab.false_sharing(false, FALSE_SHARING_ROUNDS / 5)?);
+    }
+    Ok(vec![Figure::new(
+        "false sharing between barriers, release",
+        &released,
+        ("sequential", &sequential),
+        50,
+        Unit::Microseconds,
+        Some(Wanted::AtMost(1.0 / 20.0)),
+    )])
+}
+
 fn upgrades(lab: &mut Lab, effort: Effort) -> Result<Vec<Figure>> {
     let [mut at_home, mut elsewhere, mut echo] = <[Series; 3]>::default();
     for _ in 0..effort.rounds {
@@ -367,6 +387,30 @@ impl Lab {
             side: 1,
             times,
         })?;
+        let samples = first.answer()?;
+        second.answer()?;
+        second.ask(&Task::Unmap { remove: false })?;
+        first.ask(&Task::Unmap { remove: true })?;
+        Ok(samples)
+    }
+
+    /// Two nodes write alternate words of the same pages.
+    fn false_sharing(&mut self, release: bool, rounds: usize) -> Result<Vec<f64>> {
+        let (key, segment) = (self.next_key(), self.next_key());
+        let [first, second, ..] = &mut self.nodes[..] else {
+            anyhow::bail!("two nodes are needed")
+        };
+        for worker in [&mut *first, &mut *second] {
+            worker.ask(&Task::Consistency { release })?;
+            worker.ask(&Task::Map {
+                key: segment,
+                pages: FALSE_SHARING_PAGES,
+            })?;
+            worker.ask(&Task::Consistency { release: false })?;
+        }
+        let task = |side| Task::FalseSharing { key, side, rounds };
+        first.give(&task(0))?;
+        second.give(&task(1))?;
         let samples = first.answer()?;
         second.answer()?;
         second.ask(&Task::Unmap { remove: false })?;

@@ -12,6 +12,7 @@
 //!
 //! ```text
 //!  migshm-bench ──┬── native-worker            a private IPC namespace
+//!                 ├── coordinator-server, bare-server, coordinator-load
 //!                 ├── worker                   under the preload, with a daemon of its own
 //!                 └── migshm lab -- in-lab ──┬── migshm run --on nodeK -- worker
 //!                                            ├── echo-server, echo-client, compute
@@ -19,6 +20,7 @@
 //! ```
 
 mod cluster;
+mod coordinator;
 mod echo;
 mod figures;
 mod machine;
@@ -75,6 +77,11 @@ fn main() -> Result<()> {
         }
         ["echo-server", pki] => echo::server(Path::new(pki)),
         ["echo-client", pki, address] => echo::client(Path::new(pki), address.parse()?),
+        ["coordinator-server", pki] => coordinator::serve(Path::new(pki)),
+        ["bare-server", pki] => coordinator::serve_bare(Path::new(pki)),
+        ["coordinator-load", pki, address] => {
+            coordinator::load_worker(Path::new(pki), address.parse()?)
+        }
         ["compute"] => compute(),
         ["in-lab", lab, results, ref options @ ..] => {
             let options = Options::parse_from([&["migshm bench"], options].concat());
@@ -96,6 +103,9 @@ fn measure(options: Options) -> Result<()> {
     let installation = Installation::find()?;
     let scratch = tempfile::tempdir()?;
     let mut figures = one_node::measure(effort, &topics, &installation, scratch.path())?;
+    if topics.want("coordinator") {
+        figures.extend(coordinator::measure(effort, scratch.path())?);
+    }
     for lab in 0..cluster::LABS.len() {
         figures.extend(cluster::measure(
             lab,
@@ -156,6 +166,8 @@ pub struct Effort {
     pub hand_overs: usize,
     /// Runs of a program, on one node and on two.
     pub runs: usize,
+    /// Pairs of operations of each process of many that a coordinator serves, in a round.
+    pub pairs: usize,
 }
 
 impl Effort {
@@ -170,6 +182,7 @@ impl Effort {
         exchanges: 500,
         hand_overs: 300,
         runs: 3,
+        pairs: 100,
     };
 
     const FULL: Effort = Effort {
@@ -183,6 +196,7 @@ impl Effort {
         exchanges: 2000,
         hand_overs: 500,
         runs: 5,
+        pairs: 200,
     };
 
     /// What a child has to be told to do as much.

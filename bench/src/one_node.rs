@@ -107,7 +107,20 @@ pub fn measure(
         (
             "pingpong",
             "semop round trip of two processes",
-            Task::PingPong { times: short },
+            Task::PingPong {
+                times: short,
+                one_core: false,
+            },
+            Unit::Microseconds,
+            Some(Wanted::AtMost(1.1)),
+        ),
+        (
+            "pingpong",
+            "semop round trip of two processes, one core",
+            Task::PingPong {
+                times: short,
+                one_core: true,
+            },
             Unit::Microseconds,
             Some(Wanted::AtMost(1.1)),
         ),

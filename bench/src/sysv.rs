@@ -157,6 +157,57 @@ impl Semaphores {
     }
 }
 
+/// This thread, and what it forks, stay on one core; dropped, it may go where it could before.
+pub struct OneCore(libc::cpu_set_t);
+
+impl OneCore {
+    /// Stays on the first core that is allowed.
+    ///
+    /// # Errors
+    /// Those of `sched_setaffinity(2)`.
+    pub fn stay() -> Result<OneCore> {
+        OneCore::stay_on(0)
+    }
+
+    /// Stays on an allowed core: that of this index among them, or the last.
+    ///
+    /// # Errors
+    /// Those of `sched_setaffinity(2)`.
+    pub fn stay_on(index: usize) -> Result<OneCore> {
+        // SAFETY: plain data, for which zeros are valid.
+        let mut before: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+        // SAFETY: a live set of that size; 0 is this thread.
+        check(unsafe { libc::sched_getaffinity(0, size_of_val(&before), &raw mut before) })?;
+        // SAFETY: a number within the set.
+        let is_allowed = |core: &usize| unsafe { libc::CPU_ISSET(*core, &before) };
+        let allowed = (0..libc::CPU_SETSIZE as usize).filter(is_allowed);
+        let core = allowed
+            .take(index + 1)
+            .last()
+            .context("no core is allowed")?;
+        // SAFETY: plain data, and a number within the set.
+        let only = unsafe {
+            let mut only: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(core, &mut only);
+            only
+        };
+        set_affinity(&only)?;
+        Ok(OneCore(before))
+    }
+}
+
+impl Drop for OneCore {
+    fn drop(&mut self) {
+        // It was allowed before.
+        let _ = set_affinity(&self.0);
+    }
+}
+
+fn set_affinity(cores: &libc::cpu_set_t) -> io::Result<c_int> {
+    // SAFETY: a live set of that size; 0 is this thread.
+    check(unsafe { libc::sched_setaffinity(0, size_of_val(cores), cores) })
+}
+
 /// Runs `child` in a forked process and waits for its end.
 ///
 /// # Errors

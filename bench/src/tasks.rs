@@ -57,6 +57,8 @@ pub enum Task {
     PingPong {
         /// How many round trips.
         times: usize,
+        /// Whether both share one core.
+        one_core: bool,
     },
     /// `fork` and `waitpid` of a process that has a segment attached.
     Fork {
@@ -70,6 +72,21 @@ pub enum Task {
         key: i32,
         /// The segment's size.
         pages: usize,
+    },
+    /// Whether segments that are made from now on have release consistency, where that is to be had.
+    Consistency {
+        /// Else sequential.
+        release: bool,
+    },
+    /// One of two processes that write alternate words of the same pages of it between barriers,
+    /// column by column; samples of one page in one round. They check what they see.
+    FalseSharing {
+        /// Key of two semaphores, for the two sides.
+        key: i32,
+        /// 0 or 1; 0 removes the set.
+        side: u16,
+        /// How often they do.
+        rounds: usize,
     },
     /// Writes all of the attached segment.
     Fill {
@@ -123,12 +140,21 @@ impl Tasks {
             Task::StreamWrite { pages, passes } => stream_write(pages, passes),
             Task::RandomAccess { pages } => random_access(pages),
             Task::Semop { times, undo } => semop(times, undo),
-            Task::PingPong { times } => ping_pong(times),
+            Task::PingPong { times, one_core } => ping_pong(times, one_core),
             Task::Fork { times } => fork(times),
             Task::Map { key, pages } => {
                 self.segment = None;
                 self.segment = Some(Segment::attach(key, pages)?);
                 Ok(vec![0.0])
+            }
+            Task::Consistency { release } => {
+                let name = if release { "release" } else { "sequential" };
+                // SAFETY: a worker has one thread.
+                unsafe { std::env::set_var("MIGSHM_CONSISTENCY", name) };
+                Ok(vec![0.0])
+            }
+            Task::FalseSharing { key, side, rounds } => {
+                false_sharing(Semaphores::open(key, 2)?, self.segment()?, side, rounds)
             }
             Task::Fill { stamp } => {
                 let segment = self.segment()?;
@@ -235,7 +261,8 @@ fn semop(times: usize, undo: bool) -> Result<Vec<f64>> {
     Ok(sample)
 }
 
-fn ping_pong(times: usize) -> Result<Vec<f64>> {
+fn ping_pong(times: usize, one_core: bool) -> Result<Vec<f64>> {
+    let _core = one_core.then(sysv::OneCore::stay).transpose()?;
     let set = Semaphores::open(libc::IPC_PRIVATE, 2)?;
     let segment = Segment::private(1)?;
     // SAFETY: a worker has one thread.
@@ -328,6 +355,43 @@ fn hand_over(set: Semaphores, segment: &Segment, side: u16, times: usize) -> Res
         set.remove()?;
     }
     Ok(vec![elapsed / (2 * (times - warm_up)) as f64])
+}
+
+/// Time that writing takes, for one page.
+fn false_sharing(set: Semaphores, segment: &Segment, side: u16, rounds: usize) -> Result<Vec<f64>> {
+    let pages = segment.len() / PAGE_WORDS;
+    let barrier = || {
+        set.add(1 - side, 1, 0)?;
+        set.add(side, -1, 0)
+    };
+    let value = |round: usize, index: usize| (index ^ (round % 3 + 1)) as u64;
+    let mut samples = Vec::with_capacity(rounds);
+    for round in 0..rounds {
+        barrier()?;
+        let start = Instant::now();
+        for word in (usize::from(side)..PAGE_WORDS).step_by(2) {
+            for page in 0..pages {
+                let index = page * PAGE_WORDS + word;
+                segment.store(index, value(round, index));
+            }
+        }
+        barrier()?;
+        samples.push(nanoseconds(start) / pages as f64);
+        for index in 0..segment.len() {
+            ensure!(
+                segment.load(index) == value(round, index),
+                "round {round}: wrong data read"
+            );
+        }
+    }
+    // The other side waits for nothing any more.
+    if side == 0 {
+        set.add(0, -1, 0)?;
+        set.remove()?;
+    } else {
+        set.add(0, 1, 0)?;
+    }
+    Ok(samples)
 }
 
 /// Mean time of an operation that is too short to be timed by itself.

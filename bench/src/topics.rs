@@ -3,7 +3,7 @@
 use clap::builder::{PossibleValue, PossibleValuesParser};
 
 /// Name of each topic, and what its figures are about.
-const ALL: [(&str, &str); 17] = [
+const ALL: [(&str, &str); 19] = [
     ("attach", "life of a segment"),
     ("touch", "first touch of a page"),
     (
@@ -16,12 +16,20 @@ const ALL: [(&str, &str); 17] = [
         "pingpong",
         "semop of two processes that wait for each other",
     ),
+    (
+        "coordinator",
+        "semaphore operations of many nodes at one coordinator",
+    ),
     ("fork", "fork with an attach"),
     ("start", "start of a program"),
     ("fault", "remote page faults"),
     ("scan", "sequential read of a remote segment"),
     ("handover", "hand-over of a guarded page between nodes"),
     ("busy", "remote page faults while all cores compute"),
+    (
+        "sharing",
+        "two nodes that write the same pages between barriers",
+    ),
     ("upgrade", "writes to pages that two others have read"),
     ("matmul", "speed-up of a matrix product by a second node"),
     ("tsp", "speed-up of the travelling salesman"),

@@ -27,7 +27,7 @@ pub const DEFAULT_PATH: &str = "/etc/migshm/migshm.toml";
 
 /// What may be set for each subcommand.
 const OPTIONS: [(&str, &[&str]); 5] = [
-    ("coordinator", &["listen", "pki"]),
+    ("coordinator", &["listen", "pki", "release-keys"]),
     (
         "node",
         &[

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use migshm_coordinator::{Core, server};
+use migshm_coordinator::{Core, Rules, server};
 use migshm_transport::{Endpoint, Identity, Peer};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -27,6 +27,14 @@ pub struct CoordinatorArgs {
     /// Directory with ca.pem, coordinator.pem and coordinator.key.
     #[arg(long, value_name = "DIR", env = "MIGSHM_PKI", default_value = crate::pki::DEFAULT_DIRECTORY)]
     pki: PathBuf,
+    /// Keys of segments with release consistency, and ranges of keys, separated by commas: those whose creators do not say otherwise (MIGSHM_CONSISTENCY).
+    #[arg(
+        long,
+        value_name = "KEYS",
+        env = "MIGSHM_RELEASE_KEYS",
+        default_value = ""
+    )]
+    release_keys: Rules,
     /// Inherited pipe on which to tell that the coordinator serves ('+'), or why it cannot.
     #[arg(long, value_name = "FD", hide = true)]
     ready_fd: Option<i32>,
@@ -96,7 +104,7 @@ pub fn coordinator(args: CoordinatorArgs) -> anyhow::Result<ExitCode> {
                 .context("cannot tell that the coordinator serves")?;
         }
         tokio::select! {
-            () = server::serve(endpoint.clone(), Core::new()) => {}
+            () = server::serve(endpoint.clone(), Core::new().with_rules(args.release_keys)) => {}
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }

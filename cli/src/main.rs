@@ -8,6 +8,7 @@
 //! | [`lab`], [`labctl`], [`hosts`], [`netns`] | `lab`, `labctl` |
 //! | [`bench`] | `bench` |
 //! | [`tools`] | `status`, `ipcs`, `ipcrm` |
+//! | [`links`] | `links` |
 //!
 //! Every option comes from, in this order: the command line, the environment (`MIGSHM_*`), the
 //! configuration file ([`config`]), its default.
@@ -19,6 +20,7 @@ mod elf;
 mod hosts;
 mod lab;
 mod labctl;
+mod links;
 mod netns;
 mod pki;
 mod processes;
@@ -51,6 +53,7 @@ enum Command {
     Status(tools::StatusArgs),
     Ipcs(tools::IpcsArgs),
     Ipcrm(tools::IpcrmArgs),
+    Links(links::Args),
     Pki(pki::Args),
     Bench(bench::Args),
     #[command(hide = true)]
@@ -76,7 +79,11 @@ fn main() -> ExitCode {
 fn execute() -> anyhow::Result<ExitCode> {
     let command = config::apply(Cli::command(), std::env::args_os())?;
     let cli = Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
-    if let Command::Status(_) | Command::Ipcs(_) | Command::Ipcrm(_) | Command::Pki(_) = cli.command
+    if let Command::Status(_)
+    | Command::Ipcs(_)
+    | Command::Ipcrm(_)
+    | Command::Links(_)
+    | Command::Pki(_) = cli.command
     {
         end_on_broken_pipe();
     }
@@ -89,6 +96,7 @@ fn execute() -> anyhow::Result<ExitCode> {
         Command::Status(args) => tools::status(args),
         Command::Ipcs(args) => tools::ipcs(args),
         Command::Ipcrm(args) => tools::ipcrm(args),
+        Command::Links(args) => links::links(args),
         Command::Pki(args) => pki::run(args),
         Command::Bench(args) => bench::run(args),
         Command::ReapLab(args) => lab::reap(args),

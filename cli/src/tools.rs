@@ -3,6 +3,7 @@
 //! The tools are clients like any program: the daemon answers them with what their user may see
 //! and do.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,9 +13,9 @@ use migshm_protocol::call::{
     Answer, Call, Errno, MsgCommand, MsgStatus, SemCommand, SemStatus, ShmCommand, ShmStatus,
     StatBy,
 };
-use migshm_protocol::codec;
 use migshm_protocol::limits::MAX_LOCAL;
 use migshm_protocol::local::{FromNode, LOCAL_VERSION, SOCKET, ToNode};
+use migshm_protocol::{NodeId, codec};
 use serde_json::{Value, json};
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -27,7 +28,7 @@ const PERMISSIONS: u32 = 0o777;
 
 /// Which daemon a tool asks.
 #[derive(Debug, clap::Args)]
-struct Daemon {
+pub struct Daemon {
     /// Where the daemon's socket is [default: as for programs].
     #[arg(long, value_name = "DIR", env = "MIGSHM_RUNTIME_DIR")]
     runtime_dir: Option<PathBuf>,
@@ -89,14 +90,15 @@ pub struct IpcrmArgs {
 }
 
 /// A connection to a node daemon.
-struct Client {
+pub struct Client {
     socket: Socket,
     buffer: Vec<u8>,
     requests: u64,
 }
 
 impl Client {
-    fn connect(daemon: &Daemon) -> anyhow::Result<Client> {
+    /// Connects and greets.
+    pub fn connect(daemon: &Daemon) -> anyhow::Result<Client> {
         let directory = daemon
             .runtime_dir
             .clone()
@@ -158,6 +160,28 @@ impl Client {
         Ok(self.request(|id| ToNode::Call { id, call })?.0)
     }
 
+    /// The outcome of a call, with what follows it.
+    pub fn call_with_raw(&mut self, call: Call) -> anyhow::Result<(Result<Answer, Errno>, &[u8])> {
+        self.request(|id| ToNode::Call { id, call })
+    }
+
+    fn status(&mut self) -> anyhow::Result<Value> {
+        let (outcome, raw) = self.request(|id| ToNode::Status { id })?;
+        outcome.map_err(|errno| anyhow!(describe(errno)))?;
+        serde_json::from_slice(raw).context("the node daemon's status is not JSON")
+    }
+
+    /// The names of the cluster's nodes.
+    pub fn nodes(&mut self) -> anyhow::Result<BTreeMap<NodeId, String>> {
+        let status = self.status()?;
+        let members = status["members"].as_array().into_iter().flatten();
+        let member = |m: &Value| {
+            let node = u16::try_from(m["node"].as_u64()?).ok()?;
+            Some((NodeId(node), m["name"].as_str()?.to_owned()))
+        };
+        Ok(members.filter_map(member).collect())
+    }
+
     fn shm(&mut self, id: i32, command: ShmCommand) -> anyhow::Result<Result<Answer, Errno>> {
         self.call(Call::ShmCtl { id, command })
     }
@@ -170,7 +194,8 @@ impl Client {
         self.call(Call::MsgCtl { id, command })
     }
 
-    fn segments(&mut self) -> anyhow::Result<Vec<ShmStatus>> {
+    /// All segments.
+    pub fn segments(&mut self) -> anyhow::Result<Vec<ShmStatus>> {
         let highest = match self.shm(0, ShmCommand::Usage)? {
             Ok(Answer::ShmUsage(usage)) => usage.highest,
             other => bail!("SHM_INFO answered {other:?}"),
@@ -215,11 +240,7 @@ impl Client {
 
 /// Prints the daemon's own account.
 pub fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
-    let mut client = Client::connect(&args.daemon)?;
-    let (outcome, raw) = client.request(|id| ToNode::Status { id })?;
-    outcome.map_err(|errno| anyhow!(describe(errno)))?;
-    let status: Value =
-        serde_json::from_slice(raw).context("the node daemon's status is not JSON")?;
+    let status = Client::connect(&args.daemon)?.status()?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&status)?);
     } else {
@@ -306,8 +327,8 @@ pub fn ipcs(args: IpcsArgs) -> anyhow::Result<ExitCode> {
     if let Some(segments) = segments {
         println!("\n------ Shared Memory Segments --------");
         println!(
-            "{:<10} {:<10} {:<10} {:<10} {:<10} {:<10} {:<12}",
-            "key", "shmid", "owner", "perms", "bytes", "nattch", "status"
+            "{:<10} {:<10} {:<10} {:<10} {:<10} {:<10} {:<12} {:<12}",
+            "key", "shmid", "owner", "perms", "bytes", "nattch", "consistency", "status"
         );
         for s in segments {
             let dest = if s.perm.mode & SHM_DEST != 0 {
@@ -321,13 +342,14 @@ pub fn ipcs(args: IpcsArgs) -> anyhow::Result<ExitCode> {
                 ""
             };
             println!(
-                "0x{:08x} {:<10} {:<10.10} {:<10o} {:<10} {:<10} {dest:<6} {locked:<6}",
+                "0x{:08x} {:<10} {:<10.10} {:<10o} {:<10} {:<10} {:<12} {dest:<6} {locked:<6}",
                 s.perm.key,
                 s.id,
                 users.name(s.perm.uid),
                 s.perm.mode & PERMISSIONS,
                 s.size,
-                s.nattch
+                s.nattch,
+                s.consistency.name()
             );
         }
     }
@@ -358,7 +380,7 @@ fn segment_json(s: &ShmStatus) -> Value {
         "uid": s.perm.uid, "gid": s.perm.gid, "cuid": s.perm.cuid, "cgid": s.perm.cgid,
         "perms": format!("{:o}", s.perm.mode & PERMISSIONS),
         "dest": s.perm.mode & SHM_DEST != 0, "locked": s.perm.mode & SHM_LOCKED != 0,
-        "bytes": s.size, "nattch": s.nattch, "cpid": s.cpid, "lpid": s.lpid,
+        "bytes": s.size, "consistency": s.consistency.name(), "nattch": s.nattch, "cpid": s.cpid, "lpid": s.lpid,
         "atime": s.atime, "dtime": s.dtime, "ctime": s.ctime,
     })
 }
@@ -406,6 +428,7 @@ pub fn ipcrm(args: IpcrmArgs) -> anyhow::Result<ExitCode> {
             key,
             size: 0,
             flags: 0,
+            consistency: None,
         })? {
             Ok(Answer::Value(id)) => client.shm(id, ShmCommand::Remove)?,
             other => other,
@@ -466,7 +489,8 @@ fn parse_key(text: &str) -> Result<i32, String> {
     }
 }
 
-fn describe(errno: Errno) -> String {
+/// What an errno means, of an object.
+pub fn describe(errno: Errno) -> String {
     match errno {
         Errno::EIDRM | Errno::EINVAL | Errno::ENOENT => "does not exist".to_owned(),
         Errno::EPERM | Errno::EACCES => "permission denied".to_owned(),

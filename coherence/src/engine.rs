@@ -11,7 +11,7 @@ mod hold;
 mod home;
 mod home_move;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 
@@ -357,6 +357,16 @@ impl<D> Engine<D> {
         self.pending.contains_key(&page)
     }
 
+    /// Extents at home here.
+    #[must_use]
+    pub fn homes(&self) -> usize {
+        let extents = self
+            .segments
+            .values()
+            .flat_map(|s| s.extents.iter().flatten());
+        extents.filter(|extent| extent.directory.is_some()).count()
+    }
+
     /// When [`Input::Timeout`] is due; it may come later, or needlessly.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Time> {
@@ -372,12 +382,10 @@ impl<D> Engine<D> {
         for Segment { extents, .. } in self.segments.values() {
             footprint.lines += extents.capacity() * size_of::<Option<Box<ExtentState>>>();
             for state in extents.iter().flatten() {
-                let inline = size_of::<Option<Directory>>();
-                footprint.lines += size_of::<ExtentState>() - inline;
-                footprint.lines += size_of_val(&*state.lines);
-                footprint.directory += inline;
+                footprint.lines += size_of::<ExtentState>() + size_of_val(&*state.lines);
                 if let Some(directory) = &state.directory {
-                    footprint.directory += directory.heap_bytes();
+                    footprint.lines -= size_of::<Directory>();
+                    footprint.directory += size_of::<Directory>() + directory.heap_bytes();
                     footprint.touched += directory.touched().count();
                 }
             }

@@ -207,7 +207,7 @@ impl Stream {
         let distance = i64::from(touch.page.index) - self.last;
         if self.window > 0 {
             let steps = self.steps_to(touch.page).unwrap_or(0);
-            self.window = (2 * self.window).max(FIRST_WINDOW).min(MAX_WINDOW);
+            self.window = (2 * self.window).clamp(FIRST_WINDOW, MAX_WINDOW);
             self.asked = self.asked.saturating_sub(steps);
             self.came = self.came.saturating_sub(steps);
             if !touch.pending {

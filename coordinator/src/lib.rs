@@ -25,26 +25,32 @@
 //! pid, attaches), as the kernel told it.
 #![forbid(unsafe_code)]
 
+mod accounts;
 mod ids;
 mod members;
 mod msg;
+mod notices;
 mod perm;
 mod placement;
 mod processes;
+mod rules;
 mod sem;
 pub mod server;
 mod shm;
 
 use migshm_protocol::NodeId;
-use migshm_protocol::call::{Answer, Attachment, Call, Caller, Errno, Outcome};
+use migshm_protocol::call::{Answer, Attachment, Call, Caller, Consistency, Errno, Outcome};
 use migshm_protocol::control::{FromCoordinator, Placement, ToCoordinator};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
 pub use members::JoinError;
+pub use rules::Rules;
 
+use accounts::Accounts;
 use members::Members;
 use msg::MsgQueues;
+use notices::Notices;
 use processes::{Awaited, CallKey, ProcessKey, Processes, Wake};
 use sem::{Held, SemSets};
 use shm::Segments;
@@ -68,6 +74,9 @@ pub struct Core {
     segments: Segments,
     sets: SemSets,
     queues: MsgQueues,
+    accounts: Accounts,
+    notices: Notices,
+    rules: Rules,
     protocol_errors: u64,
 }
 
@@ -82,6 +91,7 @@ struct Objects<'a> {
     segments: &'a mut Segments,
     sets: &'a mut SemSets,
     queues: &'a mut MsgQueues,
+    accounts: &'a mut Accounts,
 }
 
 /// What the calls on objects need besides their objects.
@@ -108,8 +118,17 @@ impl Core {
             segments: Segments::new(),
             sets: SemSets::new(),
             queues: MsgQueues::new(),
+            accounts: Accounts::default(),
+            notices: Notices::default(),
+            rules: Rules::default(),
             protocol_errors: 0,
         }
+    }
+
+    /// Has the keys of segments decide on their consistency, from now on.
+    #[must_use]
+    pub fn with_rules(self, rules: Rules) -> Core {
+        Core { rules, ..self }
     }
 
     /// A node becomes a member: under a new name, or under that of one that has left. Returns its
@@ -138,6 +157,8 @@ impl Core {
         if !self.members.leave(node) {
             return;
         }
+        let start = out.len();
+        self.notices.forget(node);
         let abandoned = self.sets.abandon(node);
         let processes = self.processes.of_node(node);
         for &process in &processes {
@@ -146,11 +167,18 @@ impl Core {
         for process in processes {
             self.undo(now, process, None, out);
         }
-        let (Objects { segments, .. }, mut cx) = self.split(now, out);
+        let (
+            Objects {
+                segments, accounts, ..
+            },
+            mut cx,
+        ) = self.split(now, out);
         segments.lose(node, &mut cx);
+        accounts.lose(node, &mut cx);
         for set in abandoned {
             self.catch_up(now, set, out);
         }
+        self.notices.precede_answers(out, start);
         let left = self.members.nodes();
         out.extend(left.map(|to| Output::new(to, FromCoordinator::Left { node })));
     }
@@ -172,7 +200,9 @@ impl Core {
         raw: &[u8],
         out: &mut Vec<Output>,
     ) {
+        let start = out.len();
         let accepted = self.members.contains(from) && self.accept(now, from, message, raw, out);
+        self.notices.precede_answers(out, start);
         self.protocol_errors += u64::from(!accepted);
     }
 
@@ -266,13 +296,16 @@ impl Core {
                 true
             }
             ToCoordinator::FindSegment { segment } => {
-                let (size, default_home) = self.segments.introduce(segment, from).unzip();
+                let introduced = self.segments.introduce(segment, from);
+                let (size, default_home) = introduced.map(|i| (i.0, i.1)).unzip();
                 let default_home = default_home.flatten();
+                let consistency = introduced.map(|i| i.2).unwrap_or_default();
                 out.push(Output::new(
                     from,
                     FromCoordinator::SegmentIs {
                         segment,
                         size,
+                        consistency,
                         default_home,
                     },
                 ));
@@ -284,6 +317,10 @@ impl Core {
                 }
                 true
             }
+            ToCoordinator::Wrote { segment, pages } => {
+                self.segments
+                    .wrote(from, segment, &pages, &mut self.notices)
+            }
             ToCoordinator::Returned { set, number, state } => {
                 let (Objects { sets, .. }, mut cx) = self.split(now, out);
                 let returned = sets.take_back(from, set, number, &state, &mut cx);
@@ -294,6 +331,11 @@ impl Core {
             }
             ToCoordinator::Query { number } => {
                 out.push(Output::new(from, FromCoordinator::Present { number }));
+                true
+            }
+            ToCoordinator::Account { number } => {
+                let (Objects { accounts, .. }, mut cx) = self.split(now, out);
+                accounts.answered(from, number, raw, &mut cx);
                 true
             }
             ToCoordinator::HomeMoved { extent } => {
@@ -311,11 +353,19 @@ impl Core {
         raw: &[u8],
         out: &mut Vec<Output>,
     ) {
+        let by_key = |key| self.rules.consistency(key);
+        let made = match call {
+            Call::ShmGet {
+                key, consistency, ..
+            } => consistency.unwrap_or_else(|| by_key(key)),
+            _ => Consistency::default(),
+        };
         let (
             Objects {
                 segments,
                 sets,
                 queues,
+                accounts,
             },
             mut cx,
         ) = self.split(now, out);
@@ -331,9 +381,11 @@ impl Core {
         };
         // `None`: the call is blocked, or answered already.
         let outcome = match call {
-            Call::ShmGet { key, size, flags } => Some(
+            Call::ShmGet {
+                key, size, flags, ..
+            } => Some(
                 segments
-                    .get(request, key, size, flags, &cx)
+                    .get(request, key, size, flags, made, &cx)
                     .map(Answer::Value),
             ),
             Call::ShmAttach { id, flags } => {
@@ -362,6 +414,16 @@ impl Core {
                 .receive(request, id, size, mtype, flags, &mut cx)
                 .map(with_raw),
             Call::MsgCtl { id, command } => Some(queues.control(request, id, command, &mut cx)),
+            Call::Accesses {
+                id,
+                node,
+                from,
+                requests,
+            } => segments
+                .readable(request, id)
+                .and_then(|segment| accounts.ask(request, node, segment, from, requests, &mut cx))
+                .err()
+                .map(Err),
         };
         if let Some(outcome) = outcome {
             out.push(Output {
@@ -402,6 +464,7 @@ impl Core {
             Some(Awaited::Semaphores(id) | Awaited::Return(id)) => self.sets.cancel(id, call),
             Some(Awaited::Segment(segment)) => self.segments.cancel(segment, call),
             Some(Awaited::Queue(id)) => self.queues.cancel(id, call),
+            Some(Awaited::Account(number)) => self.accounts.cancel(number),
             None => return false,
         }
         true
@@ -430,6 +493,7 @@ impl Core {
             segments: &mut self.segments,
             sets: &mut self.sets,
             queues: &mut self.queues,
+            accounts: &mut self.accounts,
         };
         let cx = Context {
             now,

@@ -33,6 +33,8 @@ pub(crate) enum Awaited {
     Segment(SegmentId),
     /// Room or messages in the message queue with this id.
     Queue(i32),
+    /// A node's answer to the question with this number.
+    Account(u64),
 }
 
 /// A blocked call has come to its end.
@@ -46,7 +48,8 @@ pub(crate) struct Wake {
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Processes {
-    processes: FxHashMap<ProcessKey, Process>,
+    /// By node, as all of a node's end at once.
+    processes: FxHashMap<NodeId, FxHashMap<ProcessId, Process>>,
     blocked: FxHashMap<CallKey, Blocked>,
 }
 
@@ -96,7 +99,7 @@ impl Processes {
 
     /// The set is gone, and the process's undo in it.
     pub(crate) fn forget_undo(&mut self, key: ProcessKey, set: i32) {
-        if let Some(process) = self.processes.get_mut(&key) {
+        if let Some(process) = self.get_mut(key) {
             process.undo.retain(|&s| s != set);
             self.drop_if_idle(key);
         }
@@ -130,7 +133,7 @@ impl Processes {
     /// The call is blocked no longer; returns what it was waiting for, if it was.
     pub(crate) fn unblock(&mut self, call: CallKey) -> Option<Awaited> {
         let Blocked { process, on } = self.blocked.remove(&call)?;
-        if let Some(owner) = self.processes.get_mut(&process) {
+        if let Some(owner) = self.get_mut(process) {
             owner.calls.retain(|&id| id != call.id);
             self.drop_if_idle(process);
         }
@@ -139,7 +142,7 @@ impl Processes {
 
     /// The blocked calls of a process.
     pub(crate) fn calls(&self, key: ProcessKey) -> Vec<CallKey> {
-        let calls = self.processes.get(&key).map_or(&[][..], |p| &p.calls);
+        let calls = self.get(key).map_or(&[][..], |p| &p.calls);
         calls
             .iter()
             .map(|&id| CallKey { node: key.node, id })
@@ -149,36 +152,48 @@ impl Processes {
     /// Forgets a process, whose calls must be unblocked already; returns its pid and the sets
     /// that hold undo of it, in the order in which Linux applies it: the one used last first.
     pub(crate) fn remove(&mut self, key: ProcessKey) -> Option<(i32, Vec<i32>)> {
-        let Process { pid, mut undo, .. } = self.processes.remove(&key)?;
+        let Process { pid, mut undo, .. } = self.take(key)?;
         undo.reverse();
         Some((pid, undo))
     }
 
     /// The processes of a node, in ascending order.
     pub(crate) fn of_node(&self, node: NodeId) -> Vec<ProcessKey> {
-        let mut keys: Vec<_> = self
+        let processes = self
             .processes
-            .keys()
-            .copied()
-            .filter(|key| key.node == node)
+            .get(&node)
+            .into_iter()
+            .flat_map(|of| of.keys());
+        let mut keys: Vec<_> = processes
+            .map(|&process| ProcessKey { node, process })
             .collect();
         keys.sort_unstable();
         keys
     }
 
+    fn get(&self, key: ProcessKey) -> Option<&Process> {
+        self.processes.get(&key.node)?.get(&key.process)
+    }
+
+    fn get_mut(&mut self, key: ProcessKey) -> Option<&mut Process> {
+        self.processes.get_mut(&key.node)?.get_mut(&key.process)
+    }
+
     fn process(&mut self, key: ProcessKey, pid: i32) -> &mut Process {
-        let process = self.processes.entry(key).or_default();
+        let of_node = self.processes.entry(key.node).or_default();
+        let process = of_node.entry(key.process).or_default();
         process.pid = pid;
         process
     }
 
+    fn take(&mut self, key: ProcessKey) -> Option<Process> {
+        self.processes.get_mut(&key.node)?.remove(&key.process)
+    }
+
     fn drop_if_idle(&mut self, key: ProcessKey) {
-        if self
-            .processes
-            .get(&key)
-            .is_some_and(|p| p.undo.is_empty() && p.calls.is_empty())
-        {
-            self.processes.remove(&key);
+        let is_idle = |p: &Process| p.undo.is_empty() && p.calls.is_empty();
+        if self.get(key).is_some_and(is_idle) {
+            self.take(key);
         }
     }
 }

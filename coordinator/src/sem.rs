@@ -148,7 +148,7 @@ impl SemSets {
             Attempt::Failed(errno) => Err(errno),
             Attempt::Blocked(blocking) => {
                 cx.block(request, Awaited::Semaphores(id));
-                set.delegation.was_contended();
+                set.delegation.was_contended(request.call.node);
                 set.enqueue(Waiter::new(
                     request.call,
                     process,

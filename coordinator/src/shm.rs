@@ -5,17 +5,19 @@
 //! Where its pages are is the business of [`crate::placement`].
 
 use migshm_protocol::call::{
-    Answer, Attachment, Caller, Errno, Memlock, Outcome, ShmCommand, ShmLimits, ShmStatus,
-    ShmUsage, StatBy,
+    Answer, Attachment, Caller, Consistency, Errno, Memlock, Outcome, ShmCommand, ShmLimits,
+    ShmStatus, ShmUsage, StatBy,
 };
 use migshm_protocol::control::FromCoordinator;
 use migshm_protocol::ids::PAGE_SIZE;
 use migshm_protocol::limits::{SHMALL, SHMMAX, SHMMNI};
+use migshm_protocol::release::{MAX_RUNS, Runs};
 use migshm_protocol::{Extent, NodeId, SegmentId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 use crate::ids::{Entry, Table};
+use crate::notices::Notices;
 use crate::placement::{Admission, Pages, WaitingAttach};
 use crate::processes::{Awaited, CallKey, Wake};
 use crate::{Context, Output, Request, perm};
@@ -63,6 +65,7 @@ pub(crate) struct Segments {
 struct Segment {
     segment: SegmentId,
     size: u64,
+    consistency: Consistency,
     atime: i64,
     dtime: i64,
     ctime: i64,
@@ -92,13 +95,14 @@ impl Segments {
         self.table.in_use() == 0
     }
 
-    /// `shmget`.
+    /// `shmget`; a segment that is made has this consistency.
     pub(crate) fn get(
         &mut self,
         request: &Request<'_>,
         key: i32,
         size: u64,
         flags: i32,
+        consistency: Consistency,
         cx: &Context<'_>,
     ) -> Result<i32, Errno> {
         if let Some(id) = self
@@ -123,6 +127,7 @@ impl Segments {
             .insert(key, flags, request.caller, |id| Segment {
                 segment: SegmentId(created << ID_BITS | u64::from(id.cast_unsigned())),
                 size,
+                consistency,
                 atime: 0,
                 dtime: 0,
                 ctime: cx.now,
@@ -280,14 +285,44 @@ impl Segments {
         }
     }
 
-    /// Tells a node a segment's size and default home; from now on it hears of its end.
+    /// Tells a node a segment's size, default home and consistency; from now on it hears of its
+    /// end.
     pub(crate) fn introduce(
         &mut self,
         segment: SegmentId,
         to: NodeId,
-    ) -> Option<(u64, Option<NodeId>)> {
+    ) -> Option<(u64, Option<NodeId>, Consistency)> {
         let (_, segment) = self.find(segment)?;
-        Some((segment.size, segment.pages.introduce(to)))
+        let home = segment.pages.introduce(to);
+        Some((segment.size, home, segment.consistency))
+    }
+
+    /// A node has written these pages: others that may have copies are to be told. False if it
+    /// cannot have.
+    pub(crate) fn wrote(
+        &mut self,
+        node: NodeId,
+        segment: SegmentId,
+        runs: &Runs,
+        notices: &mut Notices,
+    ) -> bool {
+        let Some((_, found)) = self.find(segment) else {
+            // It is gone since.
+            return true;
+        };
+        let in_range =
+            |&(first, count): &(u32, u32)| u64::from(first) + u64::from(count) <= pages(found.size);
+        if found.consistency != Consistency::Release
+            || runs.len() > MAX_RUNS
+            || !found.pages.is_known_to(node)
+            || !runs.iter().all(in_range)
+        {
+            return false;
+        }
+        for (other, first, count) in found.pages.copies(node, runs) {
+            notices.add(other, segment, first, count);
+        }
+        true
     }
 
     /// See [`Pages::find_home`].
@@ -417,6 +452,7 @@ impl Segments {
         ) = self.table.named(id, by, request.caller)?;
         let &Segment {
             size,
+            consistency,
             atime,
             dtime,
             ctime,
@@ -428,6 +464,7 @@ impl Segments {
         Ok(ShmStatus {
             id,
             perm: *perm,
+            consistency,
             size,
             atime,
             dtime,
@@ -436,6 +473,16 @@ impl Segments {
             lpid,
             nattch,
         })
+    }
+
+    /// A segment that the caller may read.
+    pub(crate) fn readable(&self, request: &Request<'_>, id: i32) -> Result<SegmentId, Errno> {
+        let Entry {
+            perm,
+            object: segment,
+        } = self.table.get(id)?;
+        perm::check(perm, request.caller, perm::READ)?;
+        Ok(segment.segment)
     }
 
     fn limits(&self) -> ShmLimits {
@@ -528,6 +575,7 @@ impl Segment {
         Attachment {
             segment: self.segment,
             size: self.size,
+            consistency: self.consistency,
             may_write,
             attach: 0,
             tracked: false,

@@ -175,6 +175,43 @@ fn a_set_for_which_calls_wait_stays() {
 }
 
 #[test]
+fn a_set_that_one_node_waits_for_is_its_own_again_at_once() {
+    let mut w = world();
+    let p = w.p.clone();
+    let other = root(p.node, 11);
+    let mut delegated = w.delegate(&p);
+    for _ in 0..10 {
+        // A process of the node waits, for which the set comes back, and another ends the wait.
+        let state = SetState {
+            values: vec![0, 0],
+            ..delegated.state.clone()
+        };
+        w.give_back(&delegated, state);
+        let waiting = w.operate(&other, &[(0, -1, 0)]);
+        let giving = w.operate(&p, &[(0, 1, 0)]);
+        delegated = w.take_delegation(giving).expect("nobody waits any more");
+        assert_eq!(delegated.state.values, [0, 0]);
+        assert!(w.cluster.outcome(waiting).unwrap().is_ok());
+    }
+}
+
+#[test]
+fn a_wait_of_another_node_ends_the_row() {
+    let mut w = world();
+    let (p, q) = (w.p.clone(), w.q.clone());
+    let first = w.operate(&p, &[(1, 1, 0)]);
+    assert_eq!(w.take_delegation(first), None);
+    let waiting = w.operate(&q, &[(0, -1, 0)]);
+    let giving = w.operate(&p, &[(0, 1, 0)]);
+    assert_eq!(
+        w.take_delegation(giving),
+        None,
+        "the other node uses it too"
+    );
+    assert!(w.cluster.outcome(waiting).unwrap().is_ok());
+}
+
+#[test]
 fn a_set_is_not_delegated_to_who_may_not_alter_it_or_cannot_use_it() {
     let mut w = world();
     let p = w.p.clone();

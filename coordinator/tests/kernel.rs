@@ -674,7 +674,15 @@ impl Duel {
         });
 
         let (call, raw) = match step.action.clone() {
-            Action::ShmGet { key, size, flags } => (Call::ShmGet { key, size, flags }, Vec::new()),
+            Action::ShmGet { key, size, flags } => (
+                Call::ShmGet {
+                    key,
+                    size,
+                    flags,
+                    consistency: None,
+                },
+                Vec::new(),
+            ),
             Action::ShmAttach { id, flags } => (
                 Call::ShmAttach {
                     id: id.of(segments),

@@ -3,7 +3,7 @@
 mod support;
 
 use migshm_coordinator::JoinError;
-use migshm_protocol::call::{Attachment, Errno, ShmCommand, StatBy};
+use migshm_protocol::call::{Attachment, Consistency, Errno, ShmCommand, StatBy};
 use migshm_protocol::control::{FromCoordinator, Member, Placement, ToCoordinator};
 use migshm_protocol::ids::MAX_NODES;
 use migshm_protocol::{Extent, NodeId, SegmentId};
@@ -390,6 +390,7 @@ fn users_homes_and_those_that_asked_hear_of_a_segments_end() {
     let is = FromCoordinator::SegmentIs {
         segment,
         size: Some(6 * MIB),
+        consistency: Consistency::default(),
         default_home: None,
     };
     assert_eq!(cluster.told(c), [is]);
@@ -403,6 +404,7 @@ fn users_homes_and_those_that_asked_hear_of_a_segments_end() {
     let is_not = FromCoordinator::SegmentIs {
         segment,
         size: None,
+        consistency: Consistency::default(),
         default_home: None,
     };
     assert_eq!(cluster.told(c), [is_not]);

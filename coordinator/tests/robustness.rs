@@ -77,7 +77,7 @@ fn call() -> impl Strategy<Value = Call> {
     let mtype = prop_oneof![9 => -3..4i64, 1 => any::<i64>()];
     let room = prop_oneof![9 => 0..20u64, 1 => any::<u64>()];
     prop_oneof![
-        2 => (0..4i32, size, flags()).prop_map(|(key, size, flags)| Call::ShmGet { key, size, flags }),
+        2 => (0..4i32, size, flags()).prop_map(|(key, size, flags)| Call::ShmGet { key, size, flags, consistency: None }),
         4 => (id(), flags()).prop_map(|(id, flags)| Call::ShmAttach { id, flags }),
         1 => (id(), shm).prop_map(|(id, command)| Call::ShmCtl { id, command }),
         2 => (0..4i32, num(), flags()).prop_map(|(key, count, flags)| Call::SemGet { key, count, flags }),
@@ -88,6 +88,7 @@ fn call() -> impl Strategy<Value = Call> {
         5 => (id(), room, mtype, flags())
             .prop_map(|(id, size, mtype, flags)| Call::MsgReceive { id, size, mtype, flags }),
         2 => (id(), msg).prop_map(|(id, command)| Call::MsgCtl { id, command }),
+        2 => (id(), 0..4u16).prop_map(|(id, node)| Call::Accesses { id, node: NodeId(node), from: 0, requests: true }),
     ]
 }
 
@@ -121,6 +122,7 @@ fn message() -> impl Strategy<Value = ToCoordinator> {
         3 => extent().prop_map(|extent| ToCoordinator::FindHome { extent }),
         1 => segment().prop_map(|segment| ToCoordinator::FindSegment { segment }),
         1 => extent().prop_map(|extent| ToCoordinator::HomeMoved { extent }),
+        1 => (0..9u64).prop_map(|number| ToCoordinator::Account { number }),
     ]
 }
 

@@ -356,6 +356,7 @@ fn answers_to_attaches_alone_say_where_pages_are() {
             key: 0,
             size: 1,
             flags: 0o600,
+            consistency: None,
         },
         &[],
     );

@@ -403,6 +403,7 @@ impl Node {
             watcher,
         };
         self.spaces.insert(space, resident);
+        self.log_start(space);
         secret
     }
 
@@ -768,11 +769,16 @@ impl Node {
         attachment: Attachment,
         placement: Placement,
     ) -> bool {
-        let Attachment { segment, size, .. } = attachment;
+        let Attachment {
+            segment,
+            size,
+            consistency,
+            ..
+        } = attachment;
         if attachment.may_write
             || matches!(self.coordinator, Coordinator::Embedded(_))
             || !self.connections.contains_key(&connection)
-            || self.prepare(segment, size, placement).is_err()
+            || self.prepare(segment, size, consistency, placement).is_err()
             || self.memory.is_tracked(segment)
         {
             return false;
@@ -818,7 +824,7 @@ impl Node {
             return Err(Errno::ENOMEM);
         };
         let placement = placement.ok_or(Errno::EIO)?;
-        self.prepare(segment, attachment.size, placement)
+        self.prepare(segment, attachment.size, attachment.consistency, placement)
             .map_err(|error| {
                 tracing::error!(segment = segment.0, %error, "cannot make the segment's memory");
                 Errno::ENOMEM
@@ -1068,6 +1074,7 @@ impl Node {
         if let Some(watcher) = resident.watcher {
             watcher.abort();
         }
+        self.log_end(space);
         let pid = resident.pid.unwrap_or(0);
         if let Some(process) = self.processes.get_mut(&pid) {
             process.space.take_if(|s| *s == space);

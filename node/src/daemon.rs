@@ -19,14 +19,16 @@ use std::rc::{Rc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use migshm_coherence::release::{Input as ReleaseInput, Release};
 use migshm_coherence::{
-    Action, Carry, Config as CoherenceConfig, Engine, HomePolicy, Prefetcher, Time,
+    AccessLog, Action, Carry, Config as CoherenceConfig, Engine, HomePolicy, Prefetcher, Time,
 };
 use migshm_coordinator::{Core, Output};
 use migshm_protocol::call::{Attachment, Call, Caller, Errno, Memlock, SetMemory};
 use migshm_protocol::control::{FromCoordinator, Member, Placement, ToCoordinator};
+use migshm_protocol::ids::PAGE_SIZE;
 use migshm_protocol::local::Pieces;
-use migshm_protocol::page::PageRun;
+use migshm_protocol::page::PeerMessage;
 use migshm_protocol::{NodeId, ProcessId, SegmentId};
 use migshm_transport::{Endpoint, FrameSender};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -39,6 +41,7 @@ use crate::exits::Exits;
 use crate::local::{Sender, Socket};
 use crate::memory::{AttachId, Memory, SpaceId, View};
 use crate::readers::Turns;
+use crate::release::Outbox;
 use crate::sets::Sets;
 use crate::spin::Spin;
 use crate::start;
@@ -70,6 +73,13 @@ pub struct Node {
     pub(crate) spin: Spin,
     /// What the engine wants done; empty between events.
     pub(crate) actions: Vec<Action<Bytes>>,
+    pub(crate) log: AccessLog,
+    /// The engine of segments with release consistency.
+    pub(crate) release: Release,
+    /// Those segments.
+    pub(crate) with_release: FxHashSet<SegmentId>,
+    /// What the coordinator is told when releases are done.
+    pub(crate) outbox: Outbox,
     pub(crate) coordinator: Coordinator,
     pub(crate) inbox: VecDeque<(FromCoordinator, Vec<u8>)>,
     pub(crate) outputs: Vec<Output>,
@@ -92,7 +102,7 @@ pub struct Node {
     /// Attaches that were answered and not yet mapped.
     pub(crate) mapping: FxHashMap<AttachId, Attaching>,
     /// Messages about segments whose memory is not here, until the coordinator has told.
-    pub(crate) unknown: FxHashMap<SegmentId, Vec<(NodeId, PageRun, Bytes)>>,
+    pub(crate) unknown: FxHashMap<SegmentId, Vec<(NodeId, PeerMessage, Bytes)>>,
     /// Segments that are tracked as soon as attaches under way are mapped.
     pub(crate) arming: FxHashSet<SegmentId>,
     /// Granted attaches by processes that may only read, of segments that have to be tracked first:
@@ -149,7 +159,7 @@ pub struct Peer {
     /// Of the link.
     pub(crate) number: u64,
     /// What is to be sent once there is a link.
-    pub(crate) backlog: Vec<(PageRun, Vec<u8>)>,
+    pub(crate) backlog: Vec<(PeerMessage, Bytes)>,
 }
 
 /// A local process's connection.
@@ -262,6 +272,10 @@ impl Node {
                 prefetcher: Prefetcher::default(),
                 spin: Spin::default(),
                 actions: Vec::new(),
+                log: AccessLog::new(id),
+                release: Release::new(id, PAGE_SIZE),
+                with_release: FxHashSet::default(),
+                outbox: Outbox::default(),
                 coordinator,
                 inbox: VecDeque::new(),
                 outputs: Vec::new(),
@@ -300,8 +314,8 @@ impl Node {
         self.last_id
     }
 
-    /// Says something to the coordinator.
-    pub(crate) fn tell(&mut self, message: ToCoordinator, raw: &[u8]) {
+    /// Says something to the coordinator, now.
+    pub(crate) fn say(&mut self, message: ToCoordinator, raw: &[u8]) {
         match &mut self.coordinator {
             Coordinator::Embedded(core) => {
                 core.handle(unix_time(), self.id, message, raw, &mut self.outputs);
@@ -371,6 +385,9 @@ impl Node {
                 }
             }
             FromCoordinator::SetRemoved { set } => self.sets.remove(set),
+            FromCoordinator::Changed { segment, pages } => {
+                self.drive_release(ReleaseInput::Changed { segment, pages });
+            }
             FromCoordinator::Present { number } => self.on_present(number),
             FromCoordinator::Share { segment } => {
                 self.arming.insert(segment);
@@ -381,8 +398,15 @@ impl Node {
             FromCoordinator::SegmentIs {
                 segment,
                 size,
+                consistency,
                 default_home,
-            } => self.on_segment(segment, size, default_home),
+            } => self.on_segment(segment, size, consistency, default_home),
+            FromCoordinator::Account {
+                number,
+                segment,
+                from,
+                requests,
+            } => self.on_account(number, segment, from, requests),
             FromCoordinator::Destroyed { segment } => self.on_destroyed(segment),
             FromCoordinator::Members { members } => {
                 members

@@ -93,6 +93,7 @@ impl Node {
         for set in self.sets.delegated() {
             self.return_set(set);
         }
+        self.empty_outbox();
         match &self.coordinator {
             Coordinator::Remote(link) => Some(link.clone()),
             Coordinator::Embedded(_) | Coordinator::Lost => None,

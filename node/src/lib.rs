@@ -9,6 +9,7 @@
 //!                            memory: memfds, page tables of the processes
 //! ```
 
+mod accesses;
 mod cached;
 mod calls;
 mod daemon;
@@ -18,6 +19,7 @@ mod local;
 mod memory;
 mod pages;
 mod readers;
+mod release;
 mod sets;
 mod spin;
 mod start;

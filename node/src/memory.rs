@@ -30,6 +30,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use migshm_coherence::PageSet;
+use migshm_coherence::release::Diff;
 use migshm_protocol::ids::PAGE_SIZE;
 use migshm_protocol::page::Access;
 use migshm_protocol::{Extent, Page, SegmentId};
@@ -327,7 +328,7 @@ impl Memory {
 
     /// Wakes who waits for a page. Those who see a replica have their touch handled again, as
     /// that must be filled first.
-    fn wake_waiters(&mut self, page: Page) {
+    pub fn wake_waiters(&mut self, page: Page) {
         if self.waiting.is_empty() {
             return;
         }
@@ -435,6 +436,29 @@ impl Memory {
             tracing::error!(?range, %error, "cannot drop pages");
         }
         self.spaces.unprotect_gone(range);
+    }
+
+    /// Puts what another node wrote into a page, which has its home here.
+    pub fn merge(&mut self, page: Page, diff: &Diff) {
+        self.empty_replicas(page);
+        if let Some(bytes) = self.unplaced.get_mut(&page) {
+            return diff.apply(bytes);
+        }
+        if !self.is_present(page) {
+            self.protect(page.into());
+            self.put(page, Access::Read, None);
+        }
+        let segment = self.segments.get_mut(&page.segment);
+        let merged = segment.map(|s| s.merge(page.offset(), diff));
+        if !matches!(merged, Some(Ok(()))) {
+            tracing::error!(%page, ?merged, "cannot merge what another node wrote");
+        }
+    }
+
+    /// Whether a process, or a replica, has the page in a page table, as far as can be told.
+    #[must_use]
+    pub fn is_seen(&self, page: Page) -> bool {
+        self.is_replicated(page) || self.spaces.is_seen(page)
     }
 
     /// Makes the page raise SIGBUS where somebody waits for it.

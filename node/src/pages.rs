@@ -2,10 +2,14 @@
 //! memory and peers.
 
 use bytes::Bytes;
+use migshm_coherence::release::Input as ReleaseInput;
 use migshm_coherence::{Action, Body, Fill, Input, Lock, Push, Time, Touch, first_run, gather};
+use migshm_protocol::call::Consistency;
 use migshm_protocol::control::{Member, Placement, ToCoordinator};
 use migshm_protocol::ids::{EXTENT_PAGES, PAGE_SIZE};
-use migshm_protocol::page::{Access, Contents, MAX_RUN, PageMessage, PageRun, Subject};
+use migshm_protocol::page::{
+    Access, Contents, MAX_RUN, PageMessage, PageRun, PeerMessage, Subject,
+};
 use migshm_protocol::{Extent, NodeId, Page, SegmentId};
 use migshm_transport::FrameSender;
 
@@ -67,7 +71,10 @@ impl Node {
             } => {
                 let range = range_from(*page);
                 if *access == Access::Write {
-                    range.iter().for_each(|page| self.note_write_grant(page));
+                    let now = now();
+                    for page in range.iter() {
+                        self.turns.note_write_grant(&self.memory, page, now);
+                    }
                 }
                 match contents {
                     Fill::Data(_) => {
@@ -108,6 +115,7 @@ impl Node {
         if let PageMessage::HomeTransfer { extent, .. } = &run.message {
             self.cache_extent(*extent);
         }
+        self.log_sent(to, run);
         let peer = self.peers.entry(to).or_default();
         let range = |page: Page| Range {
             pages: run.pages.into(),
@@ -120,20 +128,22 @@ impl Node {
                 Body::Data(data) => bytes.extend_from_slice(data),
                 Body::Page(page) => self.memory.append(range(*page), &mut bytes),
             }
-            return peer.backlog.push((run.clone(), bytes));
+            let message = PeerMessage::Sequential(run.clone());
+            return peer.backlog.push((message, bytes.into()));
         };
         if let PageMessage::Grant { .. } = run.message {
             let now = now();
             self.spin.requests.expect(now);
             self.spin.begin(now);
         }
+        let message = PeerMessage::Sequential(run);
         match body {
-            Body::None => link.send(run, &[]),
-            Body::Data(bytes) => link.send(run, bytes),
+            Body::None => link.send(&message, &[]),
+            Body::Data(bytes) => link.send(&message, bytes),
             Body::Page(page) => {
                 let range = range(*page);
                 self.counters.pages_sent += u64::from(range.pages);
-                link.send_with(run, range.length(), |frame| {
+                link.send_with(&message, range.length(), |frame| {
                     self.memory.append(range, frame)
                 });
             }
@@ -163,6 +173,15 @@ impl Node {
         }
     }
 
+    /// Sends a message to another node, or has it wait for a link.
+    pub(crate) fn send_peer(&mut self, to: NodeId, message: PeerMessage, raw: Bytes) {
+        let peer = self.peers.entry(to).or_default();
+        match &peer.link {
+            Some(link) => link.send(&message, &raw),
+            None => peer.backlog.push((message, raw)),
+        }
+    }
+
     /// The time that the engine wanted to be told of has come.
     pub(crate) fn on_timeout(&mut self) {
         self.timer_set = None;
@@ -171,36 +190,20 @@ impl Node {
         self.settle();
     }
 
-    /// Messages of another node.
-    pub(crate) fn on_peer(&mut self, from: NodeId, run: PageRun, raw: &Bytes) {
-        if !raw.is_empty() && raw.len() != usize::from(run.pages) * PAGE_SIZE {
-            tracing::warn!(%from, "page contents of a wrong length");
-            return;
+    /// A message of another node.
+    pub(crate) fn on_peer(&mut self, from: NodeId, message: PeerMessage, raw: Bytes) {
+        if let PeerMessage::Sequential(run) = &message {
+            self.note_arrival(run);
         }
-        if let PageMessage::Invalidate { requester, .. } = run.message {
-            let now = now();
-            for message in run.messages().into_iter().flatten() {
-                if let Subject::Page(page) = message.subject() {
-                    self.carry.taken(page, Access::Write, requester, now);
-                }
-            }
-        }
-        let segment = run.message.segment();
-        if let PageMessage::Request {
-            page, requester, ..
-        } = run.message
-        {
-            self.count_request(page, requester);
-            self.spin.requests.came(now());
-        }
+        let segment = message.segment();
         if self.memory.is_tracked(segment) {
             let waiting = self.memory.waiting();
-            self.deliver(from, &run, raw);
+            self.deliver(from, message, raw);
             self.expect(waiting);
         } else {
             // This node may have been made a home of a segment that nobody here has attached.
             let held = self.unknown.entry(segment).or_default();
-            held.push((from, run, raw.clone()));
+            held.push((from, message, raw));
             if held.len() == 1 {
                 self.tell(ToCoordinator::FindSegment { segment }, &[]);
             }
@@ -222,11 +225,51 @@ impl Node {
         }
     }
 
-    fn deliver(&mut self, from: NodeId, run: &PageRun, raw: &Bytes) {
+    /// Learns from a message of another node, before it has its effect.
+    fn note_arrival(&mut self, run: &PageRun) {
+        match run.message {
+            PageMessage::Invalidate { requester, .. } => {
+                let now = now();
+                for message in run.messages().into_iter().flatten() {
+                    if let Subject::Page(page) = message.subject() {
+                        self.carry.taken(page, Access::Write, requester, now);
+                    }
+                }
+            }
+            PageMessage::Request {
+                page,
+                requester,
+                access,
+                ..
+            } => {
+                self.count_request(page, requester, access);
+                self.spin.requests.came(now());
+            }
+            _ => {}
+        }
+    }
+
+    fn deliver(&mut self, from: NodeId, message: PeerMessage, raw: Bytes) {
+        match message {
+            PeerMessage::Sequential(run) => self.deliver_run(from, &run, &raw),
+            PeerMessage::Release(message) => self.drive_release(ReleaseInput::Message {
+                from,
+                message,
+                data: raw.to_vec(),
+            }),
+        }
+    }
+
+    fn deliver_run(&mut self, from: NodeId, run: &PageRun, raw: &Bytes) {
+        if !raw.is_empty() && raw.len() != usize::from(run.pages) * PAGE_SIZE {
+            tracing::warn!(%from, "page contents of a wrong length");
+            return;
+        }
         let Some(messages) = run.messages() else {
             tracing::warn!(%from, "a run of pages that cannot be");
             return;
         };
+        self.log_grant(from, run);
         let contents = |place: usize| {
             let start = place * PAGE_SIZE;
             (!raw.is_empty()).then(|| raw.slice(start..start + PAGE_SIZE))
@@ -272,16 +315,18 @@ impl Node {
         &mut self,
         segment: SegmentId,
         size: Option<u64>,
+        consistency: Consistency,
         default_home: Option<NodeId>,
     ) {
         let held = self.unknown.remove(&segment).unwrap_or_default();
         let Some(size) = size else { return };
-        if let Err(error) = self.prepare(segment, size, Placement::Shared { default_home }) {
+        let placement = Placement::Shared { default_home };
+        if let Err(error) = self.prepare(segment, size, consistency, placement) {
             tracing::error!(segment = segment.0, %error, "cannot make the segment's memory");
             return;
         }
-        for (from, run, raw) in held {
-            self.deliver(from, &run, &raw);
+        for (from, message, raw) in held {
+            self.deliver(from, message, raw);
         }
     }
 
@@ -291,8 +336,8 @@ impl Node {
     pub(crate) fn on_link(&mut self, peer: NodeId, link: FrameSender) -> u64 {
         let number = self.next_id();
         let entry = self.peers.entry(peer).or_default();
-        for (run, bytes) in entry.backlog.drain(..) {
-            link.send(&run, &bytes);
+        for (message, bytes) in entry.backlog.drain(..) {
+            link.send(&message, &bytes);
         }
         entry.link = Some(link);
         entry.number = number;
@@ -313,6 +358,7 @@ impl Node {
     pub(crate) fn on_left(&mut self, node: NodeId) {
         self.members.retain(|member| member.node != node);
         self.peers.remove(&node);
+        self.drive_release(ReleaseInput::Left { node });
         self.members_changed.notify_waiters();
     }
 
@@ -348,7 +394,7 @@ impl Node {
             return self.on_reader(page, user, space, address);
         }
         let wanted = if write { Access::Write } else { Access::Read };
-        match self.engine.access(page) {
+        match self.access(page) {
             // Readers may be at the page, and what has been granted is not needed.
             Some(_) if !write && self.memory.is_protected(page) => {
                 self.memory.retry(page, space, address, Access::Read);
@@ -373,7 +419,11 @@ impl Node {
     /// Has a thread wait for more access to a page than the node has.
     pub(crate) fn request(&mut self, page: Page, waiter: Waiter, access: Access) {
         self.memory.wait(page, waiter);
-        self.count_request(page, self.id);
+        self.log_fault(waiter.space, page, access);
+        if self.is_for_release(page, ReleaseInput::Fault { page, access }) {
+            return;
+        }
+        self.count_request(page, self.id, access);
         self.prefetcher.touch(Touch {
             space: waiter.space.0,
             page,
@@ -400,6 +450,12 @@ impl Node {
         let limit = self.cache_limit();
         let mut progress = false;
         for _ in 0..EVICTION_BATCH {
+            if let Some(page) = self.release.lowest_twin()
+                && self.release.twins() > limit
+            {
+                self.drive_release(ReleaseInput::Evict { page });
+                progress = true;
+            }
             if self.cached.len() + self.memory.replicated() <= limit {
                 break;
             }
@@ -409,9 +465,11 @@ impl Node {
                 continue;
             }
             let Some(page) = self.cached.pop() else { break };
-            if !self.engine.is_home(page.extent()) {
-                self.drive(Input::Evict { page });
-                if self.engine.access(page).is_some() {
+            if !self.is_home(page.extent()) {
+                if !self.is_for_release(page, ReleaseInput::Evict { page }) {
+                    self.drive(Input::Evict { page });
+                }
+                if self.access(page).is_some() {
                     // Refused, or on its way home: look again when its turn comes.
                     self.cached.push(page);
                     continue;
@@ -451,8 +509,7 @@ impl Node {
     /// Tracks a segment.
     fn share(&mut self, segment: SegmentId, default_home: Option<NodeId>) -> std::io::Result<()> {
         self.memory.track(segment)?;
-        let pages = self.memory.pages(segment).unwrap_or(0);
-        self.engine.add_segment(segment, pages, default_home);
+        self.add_to_engine(segment, default_home);
         Ok(())
     }
 
@@ -462,26 +519,37 @@ impl Node {
         &mut self,
         segment: SegmentId,
         size: u64,
+        consistency: Consistency,
         placement: Placement,
     ) -> std::io::Result<()> {
         if self.memory.has_segment(segment) {
             return Ok(());
         }
         self.memory.add_segment(segment, size)?;
+        if consistency == Consistency::Release {
+            self.with_release.insert(segment);
+        }
         match placement {
             Placement::Solo => Ok(()),
-            Placement::Shared { default_home } => self
-                .share(segment, default_home)
-                .inspect_err(|_| self.memory.remove_segment(segment)),
+            Placement::Shared { default_home } => {
+                self.share(segment, default_home).inspect_err(|_| {
+                    self.memory.remove_segment(segment);
+                    self.with_release.remove(&segment);
+                })
+            }
         }
     }
 
     pub(crate) fn on_home(&mut self, extent: Extent, home: Option<NodeId>) {
+        if self.with_release.contains(&extent.segment) {
+            return self.drive_release(ReleaseInput::HomeIs { extent, home });
+        }
         self.drive(Input::HomeIs { extent, home });
     }
 
     pub(crate) fn on_destroyed(&mut self, segment: SegmentId) {
         self.engine.remove_segment(segment);
+        self.remove_from_release(segment);
         self.memory.remove_segment(segment);
         self.arming.remove(&segment);
         self.turns.remove_segment(segment);
@@ -489,13 +557,17 @@ impl Node {
         self.carry.retain(|page| page.segment != segment);
         self.prefetcher.remove_segment(segment);
         self.cached.remove_segment(segment);
+        self.log.remove_segment(segment);
     }
 
     /// A node asks for a page of an extent; if this is its home, perhaps it should be there.
-    fn count_request(&mut self, page: Page, requester: NodeId) {
+    fn count_request(&mut self, page: Page, requester: NodeId, access: Access) {
         let extent = page.extent();
-        if self.engine.is_home(extent)
-            && let Some(to) = self.policy.record(extent, requester)
+        if !self.engine.is_home(extent) {
+            return;
+        }
+        self.log.requested(now(), page, requester, access);
+        if let Some(to) = self.policy.record(extent, requester)
             && to != self.id
         {
             self.tell(ToCoordinator::ProposeHome { extent, to }, &[]);

@@ -15,7 +15,7 @@ use migshm_protocol::{Page, SegmentId};
 use rustc_hash::FxHashMap;
 
 use crate::daemon::Node;
-use crate::memory::{SpaceId, UserId, View, Waiter};
+use crate::memory::{Memory, SpaceId, UserId, View, Waiter};
 use crate::pages::now;
 
 /// Whose turn it is with each page, and who waits for his.
@@ -57,6 +57,13 @@ impl Turns {
         self.readers.insert(page, now);
     }
 
+    /// The engine grants a page for writing, where threads may wait for that.
+    pub fn note_write_grant(&mut self, memory: &Memory, page: Page, now: Time) {
+        if memory.is_awaited(page) && memory.has_replicas(page.segment) {
+            self.begin_writing(page, now);
+        }
+    }
+
     fn put_off(&mut self, until: Time, touch: Touch) {
         self.last += 1;
         self.later.insert((until, self.last), touch);
@@ -72,7 +79,7 @@ impl Turns {
 impl Node {
     /// A reader touched a page that its replica has not.
     pub(crate) fn on_reader(&mut self, page: Page, user: UserId, space: SpaceId, address: u64) {
-        if self.engine.access(page).is_none() {
+        if self.access(page).is_none() {
             let view = View::Replica(user);
             return self.request(
                 page,
@@ -127,13 +134,6 @@ impl Node {
         }
         self.turns.begin_writing(page, now);
         false
-    }
-
-    /// The engine grants a page for writing, where threads may wait for that.
-    pub(crate) fn note_write_grant(&mut self, page: Page) {
-        if self.memory.is_awaited(page) && self.memory.has_replicas(page.segment) {
-            self.turns.begin_writing(page, now());
-        }
     }
 
     /// Looks again at the touches whose time has come.

@@ -135,11 +135,17 @@ mod tests {
             expected.came(took);
             waits
         };
-        (0..20).for_each(|_| drop(waits(50_000)));
+        for _ in 0..20 {
+            let _ = waits(50_000);
+        }
         assert!((80_000..=101_000).contains(&waits(50_000).unwrap()));
-        (0..20).for_each(|_| drop(waits(10 * MAX_SPIN)));
+        for _ in 0..20 {
+            let _ = waits(10 * MAX_SPIN);
+        }
         assert_eq!(waits(50_000), Some(0));
-        (0..40).for_each(|_| drop(waits(50_000)));
+        for _ in 0..40 {
+            let _ = waits(50_000);
+        }
         assert!(waits(50_000) > Some(80_000));
     }
 

@@ -49,6 +49,8 @@ impl Node {
                 "pages_received": self.counters.pages_received,
             },
             "coherence": self.engine.counters(),
+            "homes": self.engine.homes(),
+            "release": self.release.counters(),
         })
     }
 }

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{ProcessId, SegmentId};
+use crate::ids::{NodeId, ProcessId, SegmentId};
 
 /// An errno value (`errno(3)`), always positive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -71,8 +71,14 @@ pub struct Memlock {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "parameters are named as in the manual pages")]
 pub enum Call {
-    /// `shmget(key, size, flags)`; answered by [`Answer::Value`].
-    ShmGet { key: i32, size: u64, flags: i32 },
+    /// `shmget(key, size, flags)`; answered by [`Answer::Value`]. A segment that it makes is kept
+    /// consistent as `consistency` says; `None` leaves that to the coordinator's rules.
+    ShmGet {
+        key: i32,
+        size: u64,
+        flags: i32,
+        consistency: Option<Consistency>,
+    },
     /// `shmat(id, _, flags)`; answered by [`Answer::Attached`].
     ShmAttach { id: i32, flags: i32 },
     /// `shmctl(id, ...)`; the id is an index for [`StatBy::Index`] and [`StatBy::Any`].
@@ -98,6 +104,51 @@ pub enum Call {
     },
     /// `msgctl(id, ...)`.
     MsgCtl { id: i32, command: MsgCommand },
+    /// A tool's, of whoever may read the segment: what a node has counted of the accesses to it,
+    /// from there on where the last part said (0 for the first), with or without the requests to
+    /// homes. Answered by [`Answer::Accesses`].
+    Accesses {
+        id: i32,
+        node: NodeId,
+        from: u64,
+        requests: bool,
+    },
+}
+
+/// What processes of different nodes see of each other's writes to a segment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Consistency {
+    /// All of them, at once: any program is right.
+    #[default]
+    Sequential,
+    /// What was written before a System V call that it has synchronised with: programs without
+    /// data races are right, and do not wait for each other's writes to the same page.
+    Release,
+}
+
+/// The name of no consistency.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownConsistency;
+
+impl Consistency {
+    /// Its name, for people.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Consistency::Sequential => "sequential",
+            Consistency::Release => "release",
+        }
+    }
+
+    /// The consistency with this name.
+    ///
+    /// # Errors
+    /// [`UnknownConsistency`] if there is none.
+    pub fn parse(name: &[u8]) -> Result<Consistency, UnknownConsistency> {
+        let all = [Consistency::Sequential, Consistency::Release];
+        let found = all.into_iter().find(|c| c.name().as_bytes() == name);
+        found.ok_or(UnknownConsistency)
+    }
 }
 
 /// Bytes of a message's type (`mtype`, a little-endian `i64`), which precedes its text in a
@@ -281,6 +332,42 @@ pub enum Answer {
     /// `msgrcv`: a `struct msgbuf` with this many bytes of text follows the message. Their number
     /// is the call's return value.
     Message(u32),
+    /// This many bytes of an encoded [`crate::accesses::Part`] follow the message.
+    Accesses(u32),
+}
+
+impl Call {
+    /// Whether the call, with these raw bytes, only looks: it changes nothing that another process
+    /// could notice, or wait for.
+    #[must_use]
+    pub fn is_query(&self, raw: &[u8]) -> bool {
+        match self {
+            Call::SemOp { .. } => {
+                SemBuf::parse_all(raw).is_none_or(|ops| ops.iter().all(|op| op.op == 0))
+            }
+            Call::SemCtl { command, .. } => !matches!(
+                command,
+                SemCommand::Set(_)
+                    | SemCommand::Remove
+                    | SemCommand::SetAll
+                    | SemCommand::SetVal(..)
+            ),
+            Call::ShmCtl { command, .. } => !matches!(
+                command,
+                ShmCommand::Set(_) | ShmCommand::Remove | ShmCommand::Lock(_)
+            ),
+            Call::MsgCtl { command, .. } => {
+                !matches!(command, MsgCommand::Set { .. } | MsgCommand::Remove)
+            }
+            Call::Accesses { .. } => true,
+            Call::ShmGet { .. }
+            | Call::ShmAttach { .. }
+            | Call::SemGet { .. }
+            | Call::MsgGet { .. }
+            | Call::MsgSend { .. }
+            | Call::MsgReceive { .. } => false,
+        }
+    }
 }
 
 impl Answer {
@@ -290,6 +377,7 @@ impl Answer {
         match *self {
             Answer::Values(count) => count as usize * size_of::<u16>(),
             Answer::Message(text) => MSG_TYPE_SIZE + text as usize,
+            Answer::Accesses(bytes) => bytes as usize,
             _ => 0,
         }
     }
@@ -302,6 +390,8 @@ pub struct Attachment {
     pub segment: SegmentId,
     /// Its size in bytes, not rounded.
     pub size: u64,
+    /// How it is kept consistent.
+    pub consistency: Consistency,
     /// Whether the caller may write to it, by mode bits (the attach may still be read-only).
     pub may_write: bool,
     /// Between the daemon and the shim: this attach's number, for
@@ -342,6 +432,7 @@ pub struct Perm {
 pub struct ShmStatus {
     pub id: i32,
     pub perm: Perm,
+    pub consistency: Consistency,
     pub size: u64,
     /// Seconds since the epoch, as all times here.
     pub atime: i64,

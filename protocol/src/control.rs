@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
 use crate::Version;
-use crate::call::{Call, Caller, Errno, Outcome};
+use crate::call::{Call, Caller, Consistency, Errno, Outcome};
 use crate::ids::{Extent, NodeId, ProcessId, SegmentId};
+use crate::release::Runs;
 
 /// From a node daemon to the coordinator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,6 +102,14 @@ pub enum ToCoordinator {
         /// The extent.
         extent: Extent,
     },
+    /// The node has written these pages of a segment with release consistency, and their homes have
+    /// what it wrote. The call, or what else has the writes count, follows.
+    Wrote {
+        /// The segment.
+        segment: SegmentId,
+        /// The pages; at most [`crate::release::MAX_RUNS`] runs.
+        pages: Runs,
+    },
     /// A semaphore set that was delegated to the sender is the coordinator's again.
     Returned {
         /// The set's id.
@@ -113,6 +122,12 @@ pub enum ToCoordinator {
     /// Whether the sender is still a member: answered by [`FromCoordinator::Present`].
     Query {
         /// Echoed in the answer.
+        number: u64,
+    },
+    /// What [`FromCoordinator::Account`] asked for follows as raw bytes: an encoded
+    /// [`crate::accesses::Part`].
+    Account {
+        /// From the question.
         number: u64,
     },
 }
@@ -208,8 +223,18 @@ pub enum FromCoordinator {
         segment: SegmentId,
         /// Its size in bytes; `None` if it does not exist (any more).
         size: Option<u64>,
+        /// How it is kept consistent.
+        consistency: Consistency,
         /// As in [`Placement::Shared`].
         default_home: Option<NodeId>,
+    },
+    /// Other nodes have written these pages of a segment with release consistency: copies of them
+    /// are old for whoever learns of what follows.
+    Changed {
+        /// The segment.
+        segment: SegmentId,
+        /// The pages; at most [`crate::release::MAX_RUNS`] runs.
+        pages: Runs,
     },
     /// A `semop` has succeeded, and its set is delegated to the receiver: its processes may
     /// operate on it until the receiver says [`ToCoordinator::Returned`], which is due before
@@ -243,6 +268,18 @@ pub enum FromCoordinator {
     Present {
         /// From [`ToCoordinator::Query`].
         number: u64,
+    },
+    /// What has the receiver counted of the accesses to a segment? Answered by
+    /// [`ToCoordinator::Account`].
+    Account {
+        /// Echoed in the answer.
+        number: u64,
+        /// The segment.
+        segment: SegmentId,
+        /// From [`crate::accesses::Part::next`]; 0 for the first part.
+        from: u64,
+        /// Whether the requests to the receiver as a home are wanted too.
+        requests: bool,
     },
     /// A segment is gone; nothing of it may be kept.
     Destroyed {

@@ -15,6 +15,7 @@
 //! never re-encoded.
 #![forbid(unsafe_code)]
 
+pub mod accesses;
 pub mod call;
 pub mod codec;
 pub mod control;
@@ -23,6 +24,8 @@ pub mod limits;
 pub mod local;
 pub mod nodes;
 pub mod page;
+pub mod polling;
+pub mod release;
 
 pub use ids::{Extent, NodeId, Page, ProcessId, SegmentId};
 pub use nodes::NodeSet;

@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Extent, NodeId, Page, SegmentId};
+use crate::release::ReleaseMessage;
 use crate::{NodeSet, Version};
 
 /// What a node may do with a page.
@@ -29,7 +30,27 @@ pub struct PeerHello {
     pub epoch: u64,
 }
 
-/// A message of the coherence protocol.
+/// A message between nodes, after the first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PeerMessage<Sequential = PageRun> {
+    /// About a segment with sequential consistency.
+    Sequential(Sequential),
+    /// About a segment with release consistency.
+    Release(ReleaseMessage),
+}
+
+impl PeerMessage {
+    /// The segment that the message is about.
+    #[must_use]
+    pub fn segment(&self) -> SegmentId {
+        match self {
+            PeerMessage::Sequential(run) => run.message.segment(),
+            PeerMessage::Release(message) => message.segment(),
+        }
+    }
+}
+
+/// A message of the coherence protocol of segments with sequential consistency.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum PageMessage {
     /// Requester → home (or former home, which relays it): a fault.
@@ -269,6 +290,8 @@ impl PageRun {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec;
+    use crate::ids::{EXTENT_PAGES, MAX_NODES};
 
     const PAGE: Page = Page {
         segment: SegmentId(1),
@@ -301,13 +324,6 @@ mod tests {
         assert_eq!(messages(2, fence.clone()), None);
         assert_eq!(messages(1, fence.clone()), Some(vec![fence]));
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::codec;
-    use crate::ids::{EXTENT_PAGES, MAX_NODES};
 
     #[test]
     fn the_largest_directory_fits_a_message() {

@@ -157,6 +157,9 @@ pub enum Outcome {
     Done,
     /// Nothing was done: the operation would have to wait.
     WouldWait,
+    /// Nothing was done: the operation would have to wait, unless a process has ended that owes
+    /// something to the semaphore. Only the daemon can tell.
+    MayWait,
     /// Nothing was done: only the daemon can tell.
     Ask,
 }
@@ -216,15 +219,15 @@ impl<'a> Set<'a> {
                 }
                 continue;
             }
-            if self.others_owe(who.seat, num) {
-                return Outcome::Ask;
-            }
             let value = i32::from(before.value()) + i32::from(op);
-            if value < 0 || op == 0 && value != 0 {
-                return Outcome::WouldWait;
-            }
-            if value > SEMVMX {
-                return Outcome::Ask;
+            let waits = value < 0 || op == 0 && value != 0;
+            let owed = self.others_owe(who.seat, num);
+            match (waits, owed) {
+                (true, false) => return Outcome::WouldWait,
+                (true, true) => return Outcome::MayWait,
+                (false, true) => return Outcome::Ask,
+                (false, false) if value > SEMVMX => return Outcome::Ask,
+                (false, false) => {}
             }
             let after = match seat {
                 None => before.changed(value as u16, who.pid),

@@ -21,6 +21,11 @@ use crate::connection::{Connection, Failure, Patience, Raw, Reply};
 use crate::pool::{self, Claim};
 use crate::process::{self, Wiped};
 use crate::start::Absent;
+use crate::sys::{self, SignalsBlocked};
+
+/// For how long an answer is looked for before the thread sleeps, in nanoseconds: that of a daemon
+/// on this machine comes in less, also if it has to wake up.
+const POLLED: u64 = 50_000;
 
 /// Makes one call that is one exchange and cannot be interrupted.
 pub fn call(call: Call) -> Result<Answer, Errno> {
@@ -185,11 +190,15 @@ impl Session {
     /// until the daemon has answered, whatever the patience: that ends in a `Cancel` that speeds
     /// the answer up.
     pub fn reply(&self, id: u64, mut patience: Patience) -> Result<Reply, Errno> {
+        let mut polled = self.poll(&patience);
         loop {
-            let received = self
-                .connection
-                .wait(&patience)
-                .and_then(|()| self.connection.receive(0));
+            let received = match polled.take() {
+                Some(received) => received,
+                None => self
+                    .connection
+                    .wait(&patience)
+                    .and_then(|()| self.connection.receive(0)),
+            };
             let failure = match received {
                 Ok((reply, _)) if replies_to(&reply.message) == Some(id) => {
                     report_unserved(&reply.message);
@@ -199,6 +208,34 @@ impl Session {
                 Err(failure) => failure,
             };
             self.bear(failure, id, &mut patience)?;
+        }
+    }
+
+    /// Looks for a message for a while, if that is likely to spare this thread from sleeping: it
+    /// takes longer to wake a processor that has nothing to do than to answer most calls.
+    fn poll(&self, patience: &Patience) -> Option<Result<(Reply, usize), Failure>> {
+        let polling = match patience {
+            Patience::Endless => &self.own.answers,
+            Patience::UntilHandler(_) | Patience::UntilSignal(..) => &self.own.late_answers,
+        };
+        if !polling.is_due() {
+            return None;
+        }
+        // A handler must not fork meanwhile: the child would take the parent's answer.
+        let _signals = matches!(patience, Patience::Endless).then(SignalsBlocked::new);
+        let start = sys::nanoseconds(sys::monotonic());
+        loop {
+            match self.connection.receive(libc::MSG_DONTWAIT) {
+                Err(Failure::Errno(Errno::EAGAIN)) => {}
+                received => {
+                    polling.note(true);
+                    return Some(received);
+                }
+            }
+            if sys::nanoseconds(sys::monotonic()) - start > POLLED {
+                polling.note(false);
+                return None;
+            }
         }
     }
 

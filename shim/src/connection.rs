@@ -203,12 +203,16 @@ impl Connection {
     pub fn wait(&self, patience: &Patience) -> Result<(), Failure> {
         let ready = match patience {
             Patience::Endless => return Ok(()),
-            Patience::UntilHandler(signals) => sys::poll(self.fd, None, signals),
+            Patience::UntilHandler(signals) => {
+                signals.forget_ignored();
+                sys::poll(self.fd, None, signals)
+            }
             // The kernel restarts `ppoll` after a stop that no handler saw, `epoll_pwait2` never.
             Patience::UntilSignal(signals, deadline) => {
                 let timeout = deadline.map(remaining);
                 match sys::epoll_of(self.fd) {
                     Ok(epoll) => {
+                        signals.forget_ignored();
                         let ready = sys::epoll_wait(&epoll, timeout, signals);
                         sys::close(epoll);
                         ready

@@ -59,9 +59,11 @@ pub fn deliver(answer: Answer, by_id: bool, buffer: usize) -> Result<isize, Errn
         Answer::MsgLimits(limits) => {
             sys::copy_out(&MsgInfo::from(limits), buffer).map(|()| limits.highest as isize)
         }
-        Answer::Attached(_) | Answer::Values(_) | Answer::Shared(_) | Answer::Message(_) => {
-            Err(out_of_step())
-        }
+        Answer::Attached(_)
+        | Answer::Values(_)
+        | Answer::Shared(_)
+        | Answer::Message(_)
+        | Answer::Accesses(_) => Err(out_of_step()),
     }
 }
 
@@ -136,6 +138,7 @@ impl From<ShmStatus> for ShmidDs {
         let ShmStatus {
             id: _,
             perm,
+            consistency: _,
             size,
             atime,
             dtime,

@@ -6,15 +6,25 @@
 //! handler that interrupted an operation, and go on with that. A thread that uses an entry is counted in it, in the same word that says
 //! what the entry is, so that its memory stays mapped; there is nothing to lock. A thread that
 //! leaves an operation by `longjmp` leaves the entry in use for good, and costs no more than that.
+//!
+//! # An operation that has to wait
+//!
+//! The thread looks at the memory for a while ([`POLLED`]) before it asks the daemon, which closes
+//! the memory for everybody. It is in no queue meanwhile: it is as if the call began later. Between
+//! two looks it yields the processor, so that whoever it waits for can run if both share one.
+//! Signals are blocked: a handler that would have ended the wait runs after it, and ends it
+//! (`EINTR`). Where polling does not pay it is done ever more seldom ([`Polling`]).
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use libc::timespec;
 use migshm_protocol::call::{Errno, SemBuf, SetMemory, SharedSet};
 use migshm_semaphores::{Layout, Moment, Operator, Outcome, Set};
 
+use crate::polling::Polling;
 use crate::process::{self, Wiped};
-use crate::sys;
+use crate::sys::{self, SignalsBlocked};
 
 /// Sets that a process can use so at once.
 const ENTRIES_COUNT: usize = 64;
@@ -33,6 +43,14 @@ const ID_SHIFT: u32 = 32;
 
 const NO_SEAT: u32 = u32::MAX;
 
+/// For how long a wait is polled, in nanoseconds: about what it costs to ask the daemon.
+const POLLED: u64 = 60_000;
+/// Time after which a wait that was polled should not have been, however it ended, in nanoseconds:
+/// others compute on this processor, and run on when a thread yields.
+const LATE: u64 = 500_000;
+/// Semaphores of a set whose waits are told apart.
+const POLLINGS: usize = 8;
+
 /// The sets in whose memory this process operates. Zeros: none.
 pub struct Entries {
     entries: [Entry; ENTRIES_COUNT],
@@ -48,39 +66,46 @@ struct Entry {
     pid: AtomicI32,
     /// Whether a thread operates from the seat.
     seated: AtomicBool,
+    /// By semaphore.
+    polling: [Polling; POLLINGS],
 }
 
 /// A set's entry, which stays as it is meanwhile.
 struct Use<'a>(&'a Entry);
 
 /// Does a call of one operation, which is at an address that the program gave, if that can be done
-/// without waiting. `None` if the daemon has to be asked.
-pub fn operate(own: &'static Wiped, id: i32, address: usize) -> Option<Result<isize, Errno>> {
+/// without waiting for long; until `deadline` at most, on the monotonic clock. `None` if the daemon
+/// has to be asked.
+pub fn operate(
+    own: &'static Wiped,
+    id: i32,
+    address: usize,
+    deadline: Option<timespec>,
+) -> Option<Result<isize, Errno>> {
     let entry = own.sets.enter(id)?;
     // A bad address is noticed when the daemon is asked.
     let operation = SemBuf::from_bytes(sys::copy_in_small(address).ok()?);
-    let undo = i32::from(operation.flags) & libc::SEM_UNDO != 0;
-    let now = Moment {
-        seconds: sys::vdso_time(libc::CLOCK_REALTIME_COARSE).tv_sec,
-        boottime: sys::milliseconds(sys::vdso_time(libc::CLOCK_BOOTTIME)),
-    };
-    let set = entry.set()?;
-    let seat = if undo { entry.sit() } else { None };
-    let who = Operator {
-        pid: entry.0.pid.load(Ordering::Relaxed),
-        seat,
-    };
-    let outcome = set.operate(who, operation.num.into(), operation.op, undo, now);
-    if seat.is_some() {
-        entry.0.seated.store(false, Ordering::Release);
+    let may_wait = i32::from(operation.flags) & libc::IPC_NOWAIT == 0;
+    let mut outcome = entry.attempt(operation);
+    if may_wait && has_to_wait(outcome) {
+        let polling = &entry.0.polling[usize::from(operation.num) % POLLINGS];
+        if polling.is_due() {
+            let interrupted;
+            (outcome, interrupted) = entry.poll(polling, operation, deadline);
+            if interrupted {
+                return Some(Err(Errno::EINTR));
+            }
+        }
     }
     match outcome {
         Outcome::Done => Some(Ok(0)),
-        Outcome::WouldWait if i32::from(operation.flags) & libc::IPC_NOWAIT != 0 => {
-            Some(Err(Errno::EAGAIN))
-        }
-        Outcome::WouldWait | Outcome::Ask => None,
+        Outcome::WouldWait if !may_wait => Some(Err(Errno::EAGAIN)),
+        Outcome::WouldWait | Outcome::MayWait | Outcome::Ask => None,
     }
+}
+
+fn has_to_wait(outcome: Outcome) -> bool {
+    matches!(outcome, Outcome::WouldWait | Outcome::MayWait)
 }
 
 /// What to say of the set's memory in a call.
@@ -158,6 +183,9 @@ impl Entries {
             .store(shared.seat.unwrap_or(NO_SEAT), Ordering::Relaxed);
         entry.pid.store(shared.pid, Ordering::Relaxed);
         entry.seated.store(false, Ordering::Relaxed);
+        for polling in &entry.polling {
+            polling.reset();
+        }
         let id = u64::from(id.cast_unsigned()) << ID_SHIFT;
         entry
             .control
@@ -232,6 +260,56 @@ impl Use<'_> {
         // it atomically.
         let words = unsafe { std::slice::from_raw_parts(address, layout.words()) };
         Set::new(words, layout)
+    }
+
+    /// Tries an operation.
+    fn attempt(&self, operation: SemBuf) -> Outcome {
+        let undo = i32::from(operation.flags) & libc::SEM_UNDO != 0;
+        let now = Moment {
+            seconds: sys::vdso_time(libc::CLOCK_REALTIME_COARSE).tv_sec,
+            boottime: sys::milliseconds(sys::vdso_time(libc::CLOCK_BOOTTIME)),
+        };
+        let Some(set) = self.set() else {
+            return Outcome::Ask;
+        };
+        let seat = if undo { self.sit() } else { None };
+        let who = Operator {
+            pid: self.0.pid.load(Ordering::Relaxed),
+            seat,
+        };
+        let outcome = set.operate(who, operation.num.into(), operation.op, undo, now);
+        if seat.is_some() {
+            self.0.seated.store(false, Ordering::Release);
+        }
+        outcome
+    }
+
+    /// Tries an operation that has to wait, for a while. Also tells whether a signal handler has run
+    /// that ends the wait.
+    fn poll(
+        &self,
+        polling: &Polling,
+        operation: SemBuf,
+        deadline: Option<timespec>,
+    ) -> (Outcome, bool) {
+        let signals = SignalsBlocked::new();
+        let start = sys::nanoseconds(sys::monotonic());
+        let patience = deadline.map_or(POLLED, |deadline| {
+            sys::nanoseconds(deadline).saturating_sub(start).min(POLLED)
+        });
+        loop {
+            sys::yield_processor();
+            let outcome = self.attempt(operation);
+            let elapsed = sys::nanoseconds(sys::monotonic()) - start;
+            if outcome == Outcome::Done {
+                polling.note(elapsed < LATE);
+                return (outcome, false);
+            }
+            if !has_to_wait(outcome) || elapsed >= patience {
+                polling.note(false);
+                return (outcome, signals.unblock());
+            }
+        }
     }
 
     /// The process's seat, if it has one that no other thread is in.

@@ -19,6 +19,7 @@
 //!         └─ client                    one call and its answer; interruption and timeout
 //!              ├─ pool                 connections that are kept for the next call
 //!              ├─ connection           messages on the socket
+//!              ├─ polling              whether to look for an answer before sleeping
 //!              └─ start, directory     finds the daemon, or starts it
 //!  open ── proc                        /proc/sysvipc and the limits in /proc/sys/kernel, as files
 //!  load                                dlopen without RTLD_DEEPBIND
@@ -82,6 +83,7 @@ mod marker;
 mod msg;
 mod next;
 mod open;
+mod polling;
 mod pool;
 mod proc;
 mod process;

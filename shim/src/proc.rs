@@ -217,6 +217,7 @@ impl Out {
         let ShmStatus {
             id,
             perm,
+            consistency: _,
             size,
             atime,
             dtime,

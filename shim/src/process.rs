@@ -2,7 +2,7 @@
 //!
 //! | state | in a fork child (`fork` or a raw `clone`) | after `execve` |
 //! |---|---|---|
-//! | [`Wiped`]: claims of pool slots, "introduced", "anchoring", sets in memory | zeros, as in a fresh process | gone |
+//! | [`Wiped`]: claims of pool slots, "introduced", "anchoring", sets in memory, what polling has paid | zeros, as in a fresh process | gone |
 //! | the pool's descriptors (`pool::SLOTS`) | the parent's: closed at the first call, never used | closed |
 //! | the anchor's address (`anchor::ANCHOR`), the userfaultfd | stay: the mappings and their registration are inherited | gone |
 //! | [`ATTACHES`], [`REACH`], [`READ_ONLY`], [`LAST_PID`] | stay: the attaches are inherited, and the parent is who made them | gone |
@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize
 use migshm_protocol::call::Errno;
 use once_cell::race::OnceNonZeroUsize;
 
+use crate::polling::Polling;
 use crate::pool::SLOTS_COUNT;
 use crate::{anchor, client, delegated, pool, sys};
 
@@ -34,6 +35,10 @@ pub struct Wiped {
     pub claims: [AtomicU32; SLOTS_COUNT],
     /// Semaphore sets in memory.
     pub sets: delegated::Entries,
+    /// Of answers to calls that do not block.
+    pub answers: Polling,
+    /// Of answers to those that may.
+    pub late_answers: Polling,
 }
 
 /// Address of the [`Wiped`] pages, once mapped.

@@ -43,7 +43,7 @@ pub fn operate(id: c_int, operations: usize, count: usize, timeout: usize) -> Re
     };
     let own = process::own()?;
     if count == 1
-        && let Some(done) = delegated::operate(own, id, operations)
+        && let Some(done) = delegated::operate(own, id, operations, deadline)
     {
         return done;
     }

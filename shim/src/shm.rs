@@ -4,11 +4,12 @@ use std::ffi::{c_int, c_void};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
-use migshm_protocol::call::{Answer, Attachment, Call, Errno, ShmCommand, StatBy};
+use migshm_protocol::call::{Answer, Attachment, Call, Consistency, Errno, ShmCommand, StatBy};
 use migshm_protocol::ids::PAGE_SIZE;
 use migshm_protocol::local::{FromNode, ToNode};
 
 use crate::client::{self, Session, out_of_step};
+use crate::complain::complain;
 use crate::connection::{Patience, Raw, Reply};
 use crate::convert::{self, ShmidDs};
 use crate::process::{ATTACHES, REACH, READ_ONLY};
@@ -20,7 +21,21 @@ pub fn get(key: i32, size: usize, flags: c_int) -> Result<isize, Errno> {
         key,
         size: size as u64,
         flags,
+        consistency: consistency()?,
     })?)
+}
+
+/// What the environment says of the segments that this process makes.
+fn consistency() -> Result<Option<Consistency>, Errno> {
+    let Some(name) = sys::env(c"MIGSHM_CONSISTENCY") else {
+        return Ok(None);
+    };
+    Consistency::parse(name.to_bytes()).map(Some).map_err(|_| {
+        complain(format_args!(
+            "MIGSHM_CONSISTENCY must be sequential or release"
+        ));
+        Errno::EINVAL
+    })
 }
 
 /// `shmat(2)`. The result is the address.
@@ -109,7 +124,7 @@ pub fn detach(address: usize) -> Result<isize, Errno> {
     )?;
     match session.reply(id, Patience::Endless)?.message {
         FromNode::Detaching { attach, pieces, .. } => {
-            for (first, pages) in pieces {
+            for (first, pages) in pieces.into_iter().filter(|(_, pages)| *pages > 0) {
                 Mapping {
                     address: address + first as usize * PAGE_SIZE,
                     length: pages as usize * PAGE_SIZE,

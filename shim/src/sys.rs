@@ -393,6 +393,60 @@ impl SignalsBlocked {
     }
 }
 
+impl SignalsBlocked {
+    /// Lets signals in again; whether a handler has run thereby. (One that is ignored may be
+    /// pending too.)
+    pub fn unblock(self) -> bool {
+        signals_of(self.pending()).any(has_handler)
+    }
+
+    /// Has the kernel forget signals that were ignored had they not been blocked: to let them in
+    /// ends a wait with `EINTR`.
+    pub fn forget_ignored(&self) {
+        let pending = self.pending();
+        if pending != 0 && !signals_of(pending).any(has_handler) {
+            let mut all = MaybeUninit::uninit();
+            // SAFETY: restores the mask that was saved, and blocks all again.
+            unsafe {
+                libc::sigfillset(all.as_mut_ptr());
+                libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, ptr::null_mut());
+                libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), ptr::null_mut());
+            }
+        }
+    }
+
+    /// The signals that wait to be let in, as the kernel's set.
+    fn pending(&self) -> u64 {
+        let mut pending = 0_u64;
+        // SAFETY: a live word, as long as the kernel is told.
+        let looked = unsafe { kernel!(SYS_rt_sigpending, &raw mut pending, KERNEL_SIGSET_SIZE) };
+        // SAFETY: the kernel's set is the beginning of libc's.
+        let blocked = unsafe { ptr::from_ref(&self.0).cast::<u64>().read() };
+        looked.map_or(0, |_| pending & !blocked)
+    }
+}
+
+fn signals_of(set: u64) -> impl Iterator<Item = c_int> {
+    (1..=u64::BITS as c_int).filter(move |signal| set >> (signal - 1) & 1 != 0)
+}
+
+fn has_handler(signal: c_int) -> bool {
+    // The kernel's `struct sigaction`: the handler, flags, restorer, mask.
+    let mut action = [0_usize; 4];
+    let none: *const usize = ptr::null();
+    // SAFETY: no action is given, and there is room for the present one.
+    let looked = unsafe {
+        kernel!(
+            SYS_rt_sigaction,
+            signal,
+            none,
+            action.as_mut_ptr(),
+            KERNEL_SIGSET_SIZE
+        )
+    };
+    looked.is_ok() && ![libc::SIG_DFL, libc::SIG_IGN].contains(&action[0])
+}
+
 impl Drop for SignalsBlocked {
     fn drop(&mut self) {
         // SAFETY: restores the mask that was saved.
@@ -521,6 +575,19 @@ const NO_TIME: libc::timespec = libc::timespec {
     tv_sec: 0,
     tv_nsec: 0,
 };
+
+/// Lets others run on this processor, if any want to.
+pub fn yield_processor() {
+    // SAFETY: no preconditions; it cannot fail.
+    let _ = unsafe { kernel!(SYS_sched_yield) };
+}
+
+/// A time in whole nanoseconds.
+pub fn nanoseconds(time: libc::timespec) -> u64 {
+    (time.tv_sec as u64)
+        .saturating_mul(1_000_000_000)
+        .saturating_add(time.tv_nsec as u64)
+}
 
 /// A time in whole milliseconds.
 pub fn milliseconds(time: libc::timespec) -> u64 {

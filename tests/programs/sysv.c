@@ -5,6 +5,7 @@
  *
  *   segment KEY BYTES   shmget(IPC_CREAT), shmat      fill V      V to both ends of every page
  *   attach, detach      of the same segment           check V     `ok` if it is there
+ *   part FIRST END      pages that fill and check mean; at first all
  *   nattch              shmctl(IPC_STAT)              remove      shmctl(IPC_RMID)
  *   mode M              shmctl(IPC_SET)               children N  forks N that stay
  *   semaphore KEY       semget(IPC_CREAT)             change D    semop
@@ -28,12 +29,12 @@
 enum { PAGE = 4096, WORDS = PAGE / sizeof(long), LIFE = 200 /* seconds */ };
 
 static int segment, set, queue;
-static size_t size;
+static size_t size, first_page, end_page;
 static volatile long *memory;
 
 static long fill(long value)
 {
-    for (size_t page = 0; page < size / PAGE; page++) {
+    for (size_t page = first_page; page < end_page; page++) {
         memory[page * WORDS] = value;
         memory[page * WORDS + WORDS - 1] = value;
     }
@@ -42,7 +43,7 @@ static long fill(long value)
 
 static void check(long value)
 {
-    for (size_t page = 0; page < size / PAGE; page++)
+    for (size_t page = first_page; page < end_page; page++)
         for (size_t word = 0; word < WORDS; word += WORDS - 1) {
             long found = memory[page * WORDS + word];
             if (found != value) {
@@ -125,8 +126,14 @@ static int obey(const char *verb, long first, long second)
 {
     if (strcmp(verb, "segment") == 0) {
         size = (size_t)second;
+        first_page = 0;
+        end_page = size / PAGE;
         segment = shmget((key_t)first, size, IPC_CREAT | 0600);
         answer(segment == -1 ? -1 : attach());
+    } else if (strcmp(verb, "part") == 0) {
+        first_page = (size_t)first;
+        end_page = (size_t)second;
+        answer(0);
     } else if (strcmp(verb, "attach") == 0)
         answer(attach());
     else if (strcmp(verb, "detach") == 0)

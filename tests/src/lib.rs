@@ -213,9 +213,23 @@ impl Lab {
     /// If it does not start.
     #[must_use]
     pub fn with(nodes: usize, options: &[&str]) -> Lab {
+        Lab::of(nodes, options, "")
+    }
+
+    /// Starts a cluster in which segments with these keys have release consistency.
+    ///
+    /// # Panics
+    /// If it does not start.
+    #[must_use]
+    pub fn with_release_keys(nodes: usize, keys: &str) -> Lab {
+        Lab::of(nodes, &[], keys)
+    }
+
+    fn of(nodes: usize, options: &[&str], release_keys: &str) -> Lab {
         let mut command = migshm()
             .args(["lab", "--nodes", &nodes.to_string()])
             .args(options)
+            .env("MIGSHM_RELEASE_KEYS", release_keys)
             .args(["--", "sh", "-c", "echo $MIGSHM_LAB; exec cat"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -282,9 +296,23 @@ impl Lab {
     /// If any rank fails.
     #[track_caller]
     pub fn spread(&self, name: &str, ranks: usize, options: &[&str]) {
+        run(&mut self.ranks(name, ranks, options)).succeeded();
+    }
+
+    /// The same, with segments of release consistency.
+    ///
+    /// # Panics
+    /// If any rank fails.
+    #[track_caller]
+    pub fn spread_released(&self, name: &str, ranks: usize, options: &[&str]) {
+        let mut command = self.ranks(name, ranks, options);
+        run(command.env("MIGSHM_CONSISTENCY", "release")).succeeded();
+    }
+
+    fn ranks(&self, name: &str, ranks: usize, options: &[&str]) -> Command {
         let mut command = self.inside(built("c-tests/spread.sh"));
         command.args([name, &ranks.to_string()]).args(options);
-        run(&mut command).succeeded();
+        command
     }
 
     /// Injects a fault, or undoes one.

@@ -109,6 +109,11 @@ fn operations_without_a_call_have_the_effects_of_calls() {
 }
 
 #[test]
+fn a_short_wait_ends_as_a_long_one_does() {
+    run(&mut Solo::new().program("waits")).succeeded();
+}
+
+#[test]
 fn a_daemon_goes_when_nothing_needs_it() {
     let solo = Solo::new();
     let mut process = Process::start(&mut solo.program("sysv"));

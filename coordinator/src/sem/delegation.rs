@@ -89,9 +89,12 @@ impl Delegation {
         count >= self.patience && self.held.is_empty()
     }
 
-    /// A call had to wait.
-    pub(crate) fn was_contended(&mut self) {
-        self.streak.1 = 0;
+    /// A call from this node has to wait. That ends the row of another node, not one of its own:
+    /// a set is in memory again as soon as nobody waits for it.
+    pub(crate) fn was_contended(&mut self, node: NodeId) {
+        if self.streak.0 != node {
+            self.streak = (node, 0);
+        }
     }
 
     /// Delegates; gives the delegation's number.

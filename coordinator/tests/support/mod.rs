@@ -315,7 +315,15 @@ impl Cluster {
         size: u64,
         flags: i32,
     ) -> Result<i32, Errno> {
-        self.value(process, Call::ShmGet { key, size, flags })
+        self.value(
+            process,
+            Call::ShmGet {
+                key,
+                size,
+                flags,
+                consistency: None,
+            },
+        )
     }
 
     pub fn shmctl(

@@ -3,8 +3,9 @@
 use std::mem::{MaybeUninit, size_of};
 
 use migshm_protocol::call::{
-    Answer, Call, Errno, MSG_TYPE_SIZE, MsgCommand, MsgLimits, MsgStatus, NewPerm, Outcome, Perm,
-    SemBuf, SemCommand, SemLimits, SemStatus, ShmCommand, ShmLimits, ShmStatus, ShmUsage, StatBy,
+    Answer, Call, Consistency, Errno, MSG_TYPE_SIZE, MsgCommand, MsgLimits, MsgStatus, NewPerm,
+    Outcome, Perm, SemBuf, SemCommand, SemLimits, SemStatus, ShmCommand, ShmLimits, ShmStatus,
+    ShmUsage, StatBy,
 };
 
 use super::worker::{BUFFER, Buffer, Command, Reply, User};
@@ -54,7 +55,9 @@ pub fn system_call<const N: usize>(
 /// The system call that a call stands for.
 pub fn command(user: User, call: Call, raw: &[u8]) -> Command {
     let mut command = match call {
-        Call::ShmGet { key, size, flags } => system_call(
+        Call::ShmGet {
+            key, size, flags, ..
+        } => system_call(
             user,
             libc::SYS_shmget,
             [key.into(), size as i64, flags.into(), 0],
@@ -146,6 +149,7 @@ pub fn command(user: User, call: Call, raw: &[u8]) -> Command {
             };
             system_call(user, libc::SYS_msgctl, [id.into(), number], Some(2))
         }
+        Call::Accesses { .. } => unreachable!("not the kernel's"),
     };
     match call {
         Call::ShmCtl {
@@ -203,6 +207,7 @@ pub fn outcome(call: Call, reply: &Reply) -> Outcome {
             Ok(Answer::Segment(ShmStatus {
                 id: stat_id(id, by),
                 perm: perm(&ds.shm_perm),
+                consistency: Consistency::default(),
                 size: ds.shm_segsz as u64,
                 atime: ds.shm_atime,
                 dtime: ds.shm_dtime,

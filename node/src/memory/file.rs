@@ -11,8 +11,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use migshm_coherence::PageSet;
+use migshm_coherence::release::Diff;
 use migshm_protocol::Extent;
 use migshm_protocol::ids::{EXTENT_PAGES, PAGE_SIZE};
 
@@ -77,6 +79,8 @@ pub struct PageFile {
     pages: u32,
     /// The daemon's own mapping; there while the pages are tracked.
     own: Option<OwnMapping>,
+    /// Another, through which single bytes of pages are written: nothing faults there.
+    window: Option<OwnMapping>,
 }
 
 impl PageFile {
@@ -97,6 +101,7 @@ impl PageFile {
             memfd,
             pages,
             own: None,
+            window: None,
         })
     }
 
@@ -177,6 +182,33 @@ impl PageFile {
             Contents::Bytes(pages) => uffd.copy(address, pages),
             Contents::Zeros(pages) => uffd.zero(address, pages),
         }
+    }
+
+    /// Writes a diff into the page at `offset`, which processes may be using: to all of them each
+    /// aligned run of up to a word appears at once.
+    ///
+    /// # Errors
+    /// Those of `mmap(2)`.
+    ///
+    /// # Panics
+    /// If there is no such page.
+    pub fn merge(&mut self, offset: u64, diff: &Diff) -> io::Result<()> {
+        if self.window.is_none() {
+            self.window = Some(self.map_own()?);
+        }
+        let window = self.window.as_ref().expect("it is there now");
+        let offset = usize::try_from(offset).expect("an address");
+        assert!(offset + PAGE_SIZE <= window.length);
+        let page = (window.address as *mut u8).wrapping_add(offset);
+        diff.for_each_run(PAGE_SIZE, |at, bytes| {
+            let parts = aligned_parts(at, bytes);
+            for (at, bytes) in parts {
+                // SAFETY: inside the page, which is mapped for as long as `self` lives, and aligned
+                // to its length; others access it as they like, this process only atomically.
+                unsafe { store(page.add(at), bytes) };
+            }
+        });
+        Ok(())
     }
 
     /// Frees `length` bytes of pages from `offset` on, whoever maps them.
@@ -262,6 +294,45 @@ impl PageFile {
     #[must_use]
     pub fn resident(&self) -> Option<u64> {
         Some(self.memfd.metadata().ok()?.blocks() * 512)
+    }
+}
+
+/// Divides bytes that are to be written at an offset into parts of 1, 2, 4 or 8 that are aligned to
+/// their length.
+fn aligned_parts(mut at: usize, mut bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+    std::iter::from_fn(move || {
+        let largest = [8, 4, 2, 1];
+        let fits = |length: &usize| at.is_multiple_of(*length) && *length <= bytes.len();
+        let length = largest.into_iter().find(fits)?;
+        let (part, rest) = bytes.split_at(length);
+        let from = at;
+        (at, bytes) = (at + length, rest);
+        Some((from, part))
+    })
+}
+
+/// # Safety
+/// `place` is valid for as many bytes, aligned to their number, and written by nobody in this process
+/// but atomically.
+unsafe fn store(place: *mut u8, bytes: &[u8]) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        match *bytes {
+            [a] => AtomicU8::from_ptr(place).store(a, Ordering::Relaxed),
+            [a, b] => {
+                let value = u16::from_ne_bytes([a, b]);
+                AtomicU16::from_ptr(place.cast()).store(value, Ordering::Relaxed);
+            }
+            [a, b, c, d] => {
+                let value = u32::from_ne_bytes([a, b, c, d]);
+                AtomicU32::from_ptr(place.cast()).store(value, Ordering::Relaxed);
+            }
+            [a, b, c, d, e, f, g, h] => {
+                let value = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+                AtomicU64::from_ptr(place.cast()).store(value, Ordering::Relaxed);
+            }
+            _ => unreachable!("a part has 1, 2, 4 or 8 bytes"),
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Which pages of which segments are mapped where: a table, which asks nothing of the kernel.
 
+use std::collections::BTreeSet;
+
 use migshm_protocol::{Page, SegmentId};
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -121,6 +123,12 @@ impl Mappings {
     /// Mappings of a segment, in every address space. New ones come last.
     pub(super) fn of_segment(&self, segment: SegmentId) -> &[Mapping] {
         self.mappings.get(&segment).map_or(&[], Vec::as_slice)
+    }
+
+    /// Address spaces that map a segment, each once.
+    pub fn spaces(&self, segment: SegmentId) -> impl Iterator<Item = SpaceId> {
+        let of_segment = self.of_segment(segment).iter().map(|mapping| mapping.space);
+        of_segment.collect::<BTreeSet<SpaceId>>().into_iter()
     }
 
     /// Whether anything maps a user's replica of a segment.

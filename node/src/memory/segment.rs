@@ -13,6 +13,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use migshm_coherence::PageSet;
+use migshm_coherence::release::Diff;
 use migshm_protocol::Extent;
 use migshm_protocol::ids::PAGE_SIZE;
 use rustc_hash::FxHashMap;
@@ -110,6 +111,14 @@ impl Segment {
     /// As there.
     pub fn append(&self, offset: u64, length: usize, buffer: &mut Vec<u8>) -> io::Result<()> {
         self.file.append(offset, length, buffer)
+    }
+
+    /// See [`PageFile::merge`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn merge(&mut self, offset: u64, diff: &Diff) -> io::Result<()> {
+        self.file.merge(offset, diff)
     }
 
     /// See [`PageFile::is_present`].

@@ -190,6 +190,15 @@ impl Spaces {
         AttachId(self.next_id())
     }
 
+    /// Whether a page table has an entry for a page, as far as can be told.
+    pub(super) fn is_seen(&self, page: Page) -> bool {
+        let mut mappings = self.mappings.of_segment(page.segment).iter();
+        mappings.any(|mapping| {
+            let address = mapping.address_of(page.index);
+            address.is_some_and(|address| self.is_mapped(mapping.space, address) != Some(false))
+        })
+    }
+
     /// See [`Memory::map`](super::Memory::map).
     pub(super) fn map(
         &mut self,

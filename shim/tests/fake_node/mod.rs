@@ -14,8 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use migshm_protocol::call::{
-    Answer, Attachment, Call, Errno, MsgCommand, MsgLimits, MsgStatus, Outcome, Perm, SemCommand,
-    SemLimits, SemStatus, ShmCommand, ShmLimits, ShmStatus, ShmUsage, StatBy,
+    Answer, Attachment, Call, Consistency, Errno, MsgCommand, MsgLimits, MsgStatus, Outcome, Perm,
+    SemCommand, SemLimits, SemStatus, ShmCommand, ShmLimits, ShmStatus, ShmUsage, StatBy,
 };
 use migshm_protocol::codec;
 use migshm_protocol::limits::{MAX_LOCAL, MSGMAX};
@@ -382,6 +382,7 @@ fn answer(call: Call, raw: &[u8], script: Script) -> (Outcome, Vec<u8>) {
         Call::ShmAttach { id, .. } => Ok(Answer::Attached(Attachment {
             segment: SegmentId(id as u64),
             size: SIZE,
+            consistency: Consistency::default(),
             may_write: true,
             attach: 0,
             tracked: script.track,
@@ -390,6 +391,7 @@ fn answer(call: Call, raw: &[u8], script: Script) -> (Outcome, Vec<u8>) {
             ShmCommand::Stat(by) => Ok(Answer::Segment(ShmStatus {
                 id: if by == StatBy::Id { id } else { id + 100 },
                 perm: perm(id),
+                consistency: Consistency::default(),
                 size: SIZE,
                 atime: 21,
                 dtime: 22,
@@ -472,6 +474,7 @@ fn answer(call: Call, raw: &[u8], script: Script) -> (Outcome, Vec<u8>) {
         },
         Call::MsgReceive { mtype, flags, .. } if (mtype, flags) != (-9, 77) => Err(Errno::ENOMSG),
         Call::MsgReceive { size, .. } => return received(size),
+        Call::Accesses { .. } => Err(Errno::ENOSYS),
         Call::MsgCtl { id, command } => match command {
             MsgCommand::Stat(by) => Ok(Answer::Queue(MsgStatus {
                 id: if by == StatBy::Id { id } else { id + 100 },

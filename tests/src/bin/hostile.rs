@@ -103,6 +103,7 @@ fn forge(socket: &str, victim: i32, segment: i32, set: i32) {
                 key: 0,
                 size: u64::MAX,
                 flags: number,
+                consistency: None,
             },
             Call::SemGet {
                 key: 0,

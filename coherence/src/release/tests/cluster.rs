@@ -1,0 +1,619 @@
+//! A cluster in one value: a process on each node with its program, engines, their memory, the
+//! channels between them, and an ideal coordinator of semaphores and barriers.
+//!
+//! Nothing happens by itself: a test chooses what is next. The programs have no data races, so
+//! sequential consistency has one answer for each read: what was written last, in the order of the
+//! steps. A variable is a byte; variables share pages.
+
+use std::collections::VecDeque;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use migshm_protocol::page::Access;
+use migshm_protocol::release::{ReleaseMessage, RunSet, Runs};
+use migshm_protocol::{Extent, NodeId, Page, SegmentId};
+
+use crate::release::{Action, Diff, Frames, Input, Release};
+
+pub(super) const SEGMENT: SegmentId = SegmentId(7);
+pub(super) const PAGE_SIZE: usize = 8;
+
+pub(super) fn page(index: usize) -> Page {
+    Page {
+        segment: SEGMENT,
+        index: index as u32,
+    }
+}
+
+pub(super) fn node(index: usize) -> NodeId {
+    NodeId(index as u16)
+}
+
+/// A byte of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Variable {
+    pub(super) page: usize,
+    pub(super) byte: usize,
+}
+
+/// What a process does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Op {
+    Write(Variable, u8),
+    Read(Variable),
+    /// Takes one from a semaphore, waiting for it.
+    Wait(usize),
+    /// Adds one to a semaphore.
+    Post(usize),
+    /// Waits for all processes.
+    Barrier,
+}
+
+/// A protocol broken on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Mutation {
+    /// A release does not wait until its diffs are merged.
+    IgnoreMerged,
+    /// Nobody is told of writes.
+    NoNotices,
+    /// Notices are told after the call that they are for.
+    LateNotices,
+    /// A copy that was asked for before its page was changed is taken.
+    TakeOldCopies,
+    /// What was written to a page that is dropped is lost.
+    LoseDropped,
+    /// What was written to a page that is evicted is told to nobody.
+    ForgetEvicted,
+    /// A home's twin is not what it has sent.
+    KeepTwinAtFetch,
+    /// Diffs contain the whole page.
+    WholePages,
+    /// The messages of a pair of nodes overtake each other.
+    Reorder,
+}
+
+/// A page as local processes see it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Frame {
+    pub(super) contents: Option<[u8; PAGE_SIZE]>,
+    pub(super) protected: bool,
+    used: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Memory {
+    pub(super) frames: Vec<Frame>,
+    /// What the process sleeps for.
+    pub(super) waiting: Option<(usize, Access)>,
+    /// The first impossible thing that was asked for.
+    pub(super) wrong: Option<&'static str>,
+}
+
+impl Memory {
+    fn wake(&mut self, page: Page) {
+        let index = page.index as usize;
+        self.waiting.take_if(|(waiting, _)| *waiting == index);
+    }
+}
+
+impl Frames for Memory {
+    fn read(&self, page: Page, buffer: &mut [u8]) {
+        let contents = self.frames[page.index as usize].contents;
+        buffer.copy_from_slice(&contents.unwrap_or_default());
+    }
+
+    fn protect(&mut self, page: Page) {
+        self.frames[page.index as usize].protected = true;
+    }
+
+    fn permit(&mut self, page: Page) {
+        self.frames[page.index as usize].protected = false;
+        self.wake(page);
+    }
+
+    fn install(&mut self, page: Page, access: Access, contents: Option<&[u8]>) {
+        let frame = &mut self.frames[page.index as usize];
+        if frame.contents.is_some() {
+            self.wrong = Some("a page in the way");
+        }
+        let contents = contents.map_or([0; PAGE_SIZE], |c| c.try_into().expect("a page"));
+        *frame = Frame {
+            contents: Some(contents),
+            protected: access == Access::Read,
+            used: false,
+        };
+        self.wake(page);
+    }
+
+    fn retry(&mut self, page: Page) {
+        self.wake(page);
+    }
+
+    fn merge(&mut self, page: Page, diff: &Diff) {
+        let contents = &mut self.frames[page.index as usize].contents;
+        diff.apply(contents.get_or_insert_default());
+    }
+
+    fn drop(&mut self, page: Page) {
+        let frame = &mut self.frames[page.index as usize];
+        if frame.contents.is_none() {
+            self.wrong = Some("an absent page was dropped");
+        }
+        *frame = Frame::default();
+    }
+
+    fn is_used(&self, page: Page) -> bool {
+        self.frames[page.index as usize].used
+    }
+}
+
+/// A node, with its process.
+#[derive(Clone, Debug)]
+pub(super) struct Host {
+    pub(super) engine: Release,
+    pub(super) memory: Memory,
+    /// What is left of the program.
+    pub(super) program: VecDeque<Op>,
+    /// Whether the process waits for the answer to a call.
+    pub(super) calling: bool,
+    /// A call that waits for its release.
+    held: Option<Op>,
+}
+
+impl PartialEq for Host {
+    fn eq(&self, other: &Self) -> bool {
+        self.engine.tables == other.engine.tables
+            && self.memory == other.memory
+            && self.program == other.program
+            && (self.calling, self.held) == (other.calling, other.held)
+    }
+}
+
+impl Eq for Host {}
+
+impl Hash for Host {
+    fn hash<H: Hasher>(&self, h: &mut H) {
+        (&self.engine.tables, &self.memory).hash(h);
+        (&self.program, self.calling, self.held).hash(h);
+    }
+}
+
+/// From a node to the coordinator.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Told {
+    Wrote(Runs),
+    Call(Op),
+    FindHome(Extent),
+}
+
+/// From the coordinator to a node.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Said {
+    Changed(Runs),
+    Answer,
+    HomeIs(Extent),
+}
+
+/// What can happen next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Step {
+    /// The process of a node goes on.
+    Run(usize),
+    /// A message of a node reaches another.
+    Deliver(usize),
+    /// The first message on a channel falls behind.
+    Overtake(usize),
+    /// A node's message reaches the coordinator.
+    Tell(usize),
+    /// The coordinator's message reaches a node.
+    Hear(usize),
+    /// A node gives a page up.
+    Evict(usize, usize),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Cluster {
+    /// Shared between the states of a search, which differ in one host mostly.
+    pub(super) hosts: Vec<Arc<Host>>,
+    /// By sender and receiver.
+    channels: Vec<VecDeque<(ReleaseMessage, Vec<u8>)>>,
+    told: Vec<VecDeque<Told>>,
+    said: Vec<VecDeque<Said>>,
+    /// What each node has not been told of.
+    notices: Vec<RunSet>,
+    semaphores: Vec<u32>,
+    /// Who waits for a semaphore, and which.
+    waiters: VecDeque<(usize, usize)>,
+    /// Nodes that have come to the barrier.
+    arrived: usize,
+    home: NodeId,
+    /// What sequential consistency shows.
+    latest: Vec<[u8; PAGE_SIZE]>,
+    /// The first thing that was found wrong.
+    pub(super) wrong: Option<&'static str>,
+    pub(super) mutation: Option<Mutation>,
+}
+
+impl Cluster {
+    /// A cluster in which node 0 is the home; `found`: the coordinator has to be asked.
+    pub(super) fn new(
+        programs: &[Vec<Op>],
+        pages: usize,
+        semaphores: &[u32],
+        home: usize,
+        found: bool,
+    ) -> Self {
+        let nodes = programs.len();
+        let home = node(home);
+        let host = |(index, program): (usize, &Vec<Op>)| {
+            let mut engine = Release::new(node(index), PAGE_SIZE);
+            engine.add_segment(SEGMENT, pages as u32, (!found).then_some(home));
+            let memory = Memory {
+                frames: vec![Frame::default(); pages],
+                ..Memory::default()
+            };
+            Arc::new(Host {
+                engine,
+                memory,
+                program: program.iter().copied().collect(),
+                calling: false,
+                held: None,
+            })
+        };
+        Self {
+            hosts: programs.iter().enumerate().map(host).collect(),
+            channels: vec![VecDeque::new(); nodes * nodes],
+            told: vec![VecDeque::new(); nodes],
+            said: vec![VecDeque::new(); nodes],
+            notices: vec![RunSet::default(); nodes],
+            semaphores: semaphores.to_vec(),
+            waiters: VecDeque::new(),
+            arrived: 0,
+            home,
+            latest: vec![[0; PAGE_SIZE]; pages],
+            wrong: None,
+            mutation: None,
+        }
+    }
+
+    /// All that can happen next; nodes give up pages if `evict`.
+    pub(super) fn steps(&self, evict: bool) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for (at, host) in self.hosts.iter().enumerate() {
+            if !host.calling && host.memory.waiting.is_none() && !host.program.is_empty() {
+                steps.push(Step::Run(at));
+            }
+            if !self.told[at].is_empty() {
+                steps.push(Step::Tell(at));
+            }
+            if !self.said[at].is_empty() {
+                steps.push(Step::Hear(at));
+            }
+            let here = |frame: &&(usize, &Frame)| frame.1.contents.is_some();
+            let frames = host.memory.frames.iter().enumerate();
+            if evict {
+                steps.extend(
+                    frames
+                        .filter(|f| here(&f))
+                        .map(|(index, _)| Step::Evict(at, index)),
+                );
+            }
+        }
+        for (channel, letters) in self.channels.iter().enumerate() {
+            if !letters.is_empty() {
+                steps.push(Step::Deliver(channel));
+            }
+            if letters.len() > 1 && self.mutation == Some(Mutation::Reorder) {
+                steps.push(Step::Overtake(channel));
+            }
+        }
+        steps
+    }
+
+    pub(super) fn take(&mut self, step: Step) {
+        match step {
+            Step::Run(at) => self.run(at),
+            Step::Deliver(channel) => self.deliver(channel),
+            Step::Overtake(channel) => self.channels[channel].rotate_left(1),
+            Step::Tell(at) => self.tell(at),
+            Step::Hear(at) => self.hear(at),
+            Step::Evict(at, index) => self.handle(at, Input::Evict { page: page(index) }),
+        }
+        self.check_mappings();
+    }
+
+    fn host_mut(&mut self, at: usize) -> &mut Host {
+        Arc::make_mut(&mut self.hosts[at])
+    }
+
+    /// Whether all programs are at their end.
+    pub(super) fn is_done(&self) -> bool {
+        self.hosts
+            .iter()
+            .all(|host| host.program.is_empty() && !host.calling)
+    }
+
+    fn run(&mut self, at: usize) {
+        let Some(&op) = self.hosts[at].program.front() else {
+            return;
+        };
+        match op {
+            Op::Write(variable, value) => {
+                if !self.touch(at, variable.page, Access::Write) {
+                    return;
+                }
+                let frame = &mut self.host_mut(at).memory.frames[variable.page];
+                frame.contents.get_or_insert_default()[variable.byte] = value;
+                self.latest[variable.page][variable.byte] = value;
+            }
+            Op::Read(variable) => {
+                if !self.touch(at, variable.page, Access::Read) {
+                    return;
+                }
+                let frame = &self.hosts[at].memory.frames[variable.page];
+                let read = frame.contents.unwrap_or_default()[variable.byte];
+                if read != self.latest[variable.page][variable.byte] {
+                    self.wrong = Some(STALE_READ);
+                }
+            }
+            // It learns, and changes nothing that others could see of its writes.
+            Op::Wait(_) => {
+                self.host_mut(at).calling = true;
+                self.told[at].push_back(Told::Call(op));
+            }
+            Op::Post(_) | Op::Barrier => {
+                let host = self.host_mut(at);
+                host.calling = true;
+                host.held = Some(op);
+                self.handle(at, Input::Release);
+            }
+        }
+        self.host_mut(at).program.pop_front();
+    }
+
+    /// The process touches a page; whether it could at once.
+    fn touch(&mut self, at: usize, index: usize, access: Access) -> bool {
+        let granted = self.hosts[at].engine.access(page(index));
+        let frame = &mut self.host_mut(at).memory.frames[index];
+        if granted >= Some(access) {
+            if frame.contents.is_none() {
+                frame.contents = Some([0; PAGE_SIZE]);
+                frame.protected = granted == Some(Access::Read);
+            }
+            frame.protected &= access == Access::Read;
+            frame.used = true;
+            return true;
+        }
+        if frame.contents.is_some() && access == Access::Read {
+            self.wrong = Some("a page is here that the engine does not know of");
+        }
+        self.host_mut(at).memory.waiting = Some((index, access));
+        let page = page(index);
+        self.handle(at, Input::Fault { page, access });
+        false
+    }
+
+    fn deliver(&mut self, channel: usize) {
+        let (from, to) = (channel / self.hosts.len(), channel % self.hosts.len());
+        let Some((mut message, data)) = self.channels[channel].pop_front() else {
+            return;
+        };
+        let twins = self.hosts[to].engine.tables.twins.clone();
+        let wrote = self.hosts[to].engine.tables.wrote.clone();
+        let kept = match (self.mutation, &mut message) {
+            (Some(Mutation::IgnoreMerged), ReleaseMessage::Merged { .. }) => return,
+            (Some(Mutation::TakeOldCopies), ReleaseMessage::Copy { page, number, .. }) => {
+                let pending = self.hosts[to].engine.tables.pending.get(page);
+                *number = pending.map_or(*number, |pending| pending.number);
+                false
+            }
+            (Some(Mutation::KeepTwinAtFetch), ReleaseMessage::Fetch { .. }) => true,
+            _ => false,
+        };
+        let from = node(from);
+        self.handle(
+            to,
+            Input::Message {
+                from,
+                message,
+                data,
+            },
+        );
+        if kept {
+            let tables = &mut self.host_mut(to).engine.tables;
+            (tables.twins, tables.wrote) = (twins, wrote);
+        }
+    }
+
+    fn handle(&mut self, at: usize, input: Input) {
+        let dropping = matches!(input, Input::Changed { .. } | Input::Evict { .. });
+        let mut actions = Vec::new();
+        let Host { engine, memory, .. } = self.host_mut(at);
+        engine.handle(input, memory, &mut actions);
+        for action in actions {
+            self.execute(at, action, dropping);
+        }
+    }
+
+    fn execute(&mut self, at: usize, action: Action, dropping: bool) {
+        match action {
+            Action::Send { to, message, data } => self.send(at, to, message, data, dropping),
+            Action::FindHome { extent } => self.told[at].push_back(Told::FindHome(extent)),
+            Action::Released { wrote } => {
+                let runs = wrote.into_iter().flat_map(|(_, runs)| runs).collect();
+                let call = self.host_mut(at).held.take().expect("a call");
+                let mut told = vec![Told::Wrote(runs), Told::Call(call)];
+                match self.mutation {
+                    Some(Mutation::NoNotices) => drop(told.remove(0)),
+                    Some(Mutation::LateNotices) => told.reverse(),
+                    _ => {}
+                }
+                self.told[at].extend(told);
+            }
+            Action::Fail { .. } => self.wrong = Some("a fault failed"),
+        }
+    }
+
+    fn send(
+        &mut self,
+        at: usize,
+        to: NodeId,
+        mut message: ReleaseMessage,
+        mut data: Vec<u8>,
+        dropping: bool,
+    ) {
+        if to == node(at) {
+            self.wrong = Some("a message to itself");
+            return;
+        }
+        let mut early = None;
+        if let ReleaseMessage::Diffs {
+            segment,
+            number,
+            pages,
+        } = &mut message
+        {
+            let merged = |shared| ReleaseMessage::Merged {
+                segment: *segment,
+                number: *number,
+                shared,
+            };
+            match self.mutation {
+                Some(Mutation::IgnoreMerged) => {
+                    early = Some(merged(pages.iter().map(|(page, _)| *page).collect()));
+                }
+                Some(Mutation::LoseDropped) if dropping => {
+                    let from = to;
+                    let message = merged(Vec::new());
+                    let data = Vec::new();
+                    return self.handle(
+                        at,
+                        Input::Message {
+                            from,
+                            message,
+                            data,
+                        },
+                    );
+                }
+                Some(Mutation::ForgetEvicted) if dropping => early = Some(merged(Vec::new())),
+                Some(Mutation::WholePages) => {
+                    data.clear();
+                    for (index, length) in pages {
+                        let twin = &self.hosts[at].engine.tables.twins[&page(*index as usize)];
+                        let none: Vec<u8> = twin.bytes.iter().map(|byte| !byte).collect();
+                        let diff = Diff::between(&none, &twin.bytes).expect("they differ");
+                        *length = diff.as_bytes().len() as u32;
+                        data.extend(diff.as_bytes());
+                    }
+                }
+                _ => {}
+            }
+        }
+        let channel = at * self.hosts.len() + usize::from(to.0);
+        self.channels[channel].push_back((message, data));
+        if let Some(message) = early {
+            let from = to;
+            let data = Vec::new();
+            self.handle(
+                at,
+                Input::Message {
+                    from,
+                    message,
+                    data,
+                },
+            );
+        }
+    }
+
+    /// The coordinator handles a node's next message.
+    fn tell(&mut self, at: usize) {
+        match self.told[at].pop_front() {
+            Some(Told::Wrote(runs)) => {
+                for (other, notices) in self.notices.iter_mut().enumerate() {
+                    if other != at {
+                        runs.iter()
+                            .for_each(|&(first, count)| notices.insert(first, count));
+                    }
+                }
+            }
+            Some(Told::Call(Op::Wait(semaphore))) => {
+                self.waiters.push_back((at, semaphore));
+                self.serve_waiters();
+            }
+            Some(Told::Call(Op::Post(semaphore))) => {
+                self.semaphores[semaphore] += 1;
+                self.answer(at);
+                self.serve_waiters();
+            }
+            Some(Told::Call(Op::Barrier)) => {
+                self.arrived += 1;
+                if self.arrived == self.hosts.len() {
+                    self.arrived = 0;
+                    (0..self.hosts.len()).for_each(|at| self.answer(at));
+                }
+            }
+            Some(Told::FindHome(extent)) => self.said[at].push_back(Said::HomeIs(extent)),
+            Some(Told::Call(_)) | None => {}
+        }
+    }
+
+    fn serve_waiters(&mut self) {
+        let mut still = VecDeque::new();
+        while let Some((at, semaphore)) = self.waiters.pop_front() {
+            if self.semaphores[semaphore] > 0 {
+                self.semaphores[semaphore] -= 1;
+                self.answer(at);
+            } else {
+                still.push_back((at, semaphore));
+            }
+        }
+        self.waiters = still;
+    }
+
+    fn answer(&mut self, at: usize) {
+        let notices = std::mem::take(&mut self.notices[at]);
+        if !notices.is_empty() {
+            self.said[at].push_back(Said::Changed(notices.runs()));
+        }
+        self.said[at].push_back(Said::Answer);
+    }
+
+    fn hear(&mut self, at: usize) {
+        match self.said[at].pop_front() {
+            Some(Said::Changed(pages)) => {
+                let segment = SEGMENT;
+                self.handle(at, Input::Changed { segment, pages });
+            }
+            Some(Said::Answer) => self.host_mut(at).calling = false,
+            Some(Said::HomeIs(extent)) => {
+                let home = Some(self.home);
+                self.handle(at, Input::HomeIs { extent, home });
+            }
+            None => {}
+        }
+    }
+
+    /// Processes can do no more than their engine believes.
+    fn check_mappings(&mut self) {
+        for host in &self.hosts {
+            for (index, frame) in host.memory.frames.iter().enumerate() {
+                let can = frame.contents.map(|_| match frame.protected {
+                    true => Access::Read,
+                    false => Access::Write,
+                });
+                if can > host.engine.access(page(index)) {
+                    self.wrong = Some("a process can do what its engine does not know of");
+                }
+            }
+            if host.memory.wrong.is_some() {
+                self.wrong = host.memory.wrong;
+            }
+            if host.engine.counters().protocol_errors > 0 {
+                self.wrong = Some("a message that no correct peer sends");
+            }
+        }
+    }
+}
+
+/// What [`Cluster::wrong`] is when a process has read what sequential consistency would not show.
+pub(super) const STALE_READ: &str = "a read that sequential consistency would not show";

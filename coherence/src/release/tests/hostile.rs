@@ -1,0 +1,243 @@
+//! Peers that send what no correct peer sends, and what becomes of nodes that leave.
+
+use migshm_protocol::page::Access;
+use migshm_protocol::release::ReleaseMessage;
+use migshm_protocol::{Extent, NodeId, Page, SegmentId};
+
+use super::cluster::{Frame, Memory, PAGE_SIZE, SEGMENT, node, page};
+use crate::engine::tests::Random;
+use crate::release::{Action, Input, PATIENCE, Release};
+
+fn memory(pages: usize) -> Memory {
+    Memory {
+        frames: vec![Frame::default(); pages],
+        ..Memory::default()
+    }
+}
+
+fn any_page(random: &mut Random) -> Page {
+    Page {
+        segment: SegmentId(6 + random.below(2) as u64),
+        index: [0, 1, 2, 511, 512, u32::MAX][random.below(6)],
+    }
+}
+
+#[test]
+fn no_message_makes_an_engine_panic_or_address_a_node_that_cannot_exist() {
+    for seed in 0..300 {
+        let random = &mut Random(seed);
+        let me = node(1);
+        let mut engine = Release::new(me, PAGE_SIZE);
+        engine.add_segment(SEGMENT, 2, (seed % 3 == 0).then_some(me));
+        let mut memory = memory(2);
+        let mut out = Vec::new();
+        for _ in 0..2_000 {
+            let Page { segment, index } = any_page(random);
+            let number = random.below(50) as u64;
+            let message = match random.below(4) {
+                0 => ReleaseMessage::Fetch {
+                    segment,
+                    number,
+                    pages: vec![index, any_page(random).index],
+                },
+                1 => ReleaseMessage::Copy {
+                    page: Page { segment, index },
+                    number,
+                    zeros: random.below(2) == 0,
+                },
+                2 => ReleaseMessage::Diffs {
+                    segment,
+                    number,
+                    pages: vec![(index, random.below(12) as u32), (0, u32::MAX)],
+                },
+                _ => ReleaseMessage::Merged {
+                    segment,
+                    number,
+                    shared: vec![index],
+                },
+            };
+            let from = NodeId([0, 1, 2, 1023, 1024, u16::MAX][random.below(6)]);
+            let length = [0, PAGE_SIZE, random.below(12)][random.below(3)];
+            let data = (0..length).map(|_| random.below(256) as u8).collect();
+            let page = page(random.below(2));
+            let input = match random.below(12) {
+                0 => Input::Fault {
+                    page,
+                    access: [Access::Read, Access::Write][random.below(2)],
+                },
+                1 => Input::Evict {
+                    page: any_page(random),
+                },
+                2 => Input::HomeIs {
+                    extent: Extent {
+                        segment,
+                        index: index / 512,
+                    },
+                    home: Some(from),
+                },
+                3 => Input::Release,
+                4 => Input::Changed {
+                    segment,
+                    pages: vec![(index, 2), (0, u32::MAX)],
+                },
+                5 => Input::Left {
+                    node: node(random.below(3)),
+                },
+                _ => Input::Message {
+                    from,
+                    message,
+                    data,
+                },
+            };
+            engine.handle(input, &mut memory, &mut out);
+            for action in out.drain(..) {
+                if let Action::Send { to, .. } = action {
+                    assert!(to != me && to.0 < 1024, "seed {seed}: sent to {to}");
+                }
+            }
+        }
+    }
+}
+
+/// An engine of node 0, the home, one page of which node 1 has a copy.
+fn home() -> (Release, Memory, Vec<Action>) {
+    let mut engine = Release::new(node(0), PAGE_SIZE);
+    engine.add_segment(SEGMENT, 1, Some(node(0)));
+    let mut memory = memory(1);
+    let mut out = Vec::new();
+    let message = ReleaseMessage::Fetch {
+        segment: SEGMENT,
+        number: 1,
+        pages: vec![0],
+    };
+    let from = node(1);
+    let data = Vec::new();
+    engine.handle(
+        Input::Message {
+            from,
+            message,
+            data,
+        },
+        &mut memory,
+        &mut out,
+    );
+    out.clear();
+    (engine, memory, out)
+}
+
+fn release(engine: &mut Release, memory: &mut Memory) -> Vec<Action> {
+    let mut out = Vec::new();
+    engine.handle(Input::Release, memory, &mut out);
+    out
+}
+
+#[test]
+fn a_home_does_not_take_for_its_own_what_others_wrote() {
+    let (mut engine, mut memory, mut out) = home();
+    let (page, access) = (page(0), Access::Write);
+    memory.frames[0].contents = Some([0; PAGE_SIZE]);
+    engine.handle(Input::Fault { page, access }, &mut memory, &mut out);
+    assert_eq!(engine.access(page), Some(Access::Write));
+    let message = ReleaseMessage::Diffs {
+        segment: SEGMENT,
+        number: 5,
+        pages: vec![(0, 3)],
+    };
+    let (from, data) = (node(1), vec![1, 1, 9]);
+    engine.handle(
+        Input::Message {
+            from,
+            message,
+            data,
+        },
+        &mut memory,
+        &mut out,
+    );
+    assert_eq!(memory.frames[0].contents.map(|bytes| bytes[0]), Some(9));
+    let wrote = Vec::new();
+    assert_eq!(
+        release(&mut engine, &mut memory),
+        [Action::Released { wrote }]
+    );
+    memory.frames[0].contents.as_mut().expect("it is there")[1] = 1;
+    let wrote = vec![(SEGMENT, vec![(0, 1)])];
+    assert_eq!(
+        release(&mut engine, &mut memory),
+        [Action::Released { wrote }]
+    );
+}
+
+#[test]
+fn a_page_that_is_written_no_more_is_protected_again() {
+    let (mut engine, mut memory, mut out) = home();
+    let (page, access) = (page(0), Access::Write);
+    engine.handle(Input::Fault { page, access }, &mut memory, &mut out);
+    for _ in 0..PATIENCE {
+        assert_eq!(engine.access(page), Some(Access::Write));
+        release(&mut engine, &mut memory);
+    }
+    assert_eq!(engine.access(page), Some(Access::Read));
+    assert!(memory.frames[0].protected);
+    assert!(engine.is_clean());
+}
+
+#[test]
+fn nothing_waits_for_a_node_that_has_left() {
+    let mut engine = Release::new(node(1), PAGE_SIZE);
+    engine.add_segment(SEGMENT, 2, Some(node(0)));
+    let mut memory = memory(2);
+    let mut out = Vec::new();
+    let access = Access::Write;
+    engine.handle(
+        Input::Fault {
+            page: page(0),
+            access,
+        },
+        &mut memory,
+        &mut out,
+    );
+    let message = ReleaseMessage::Copy {
+        page: page(0),
+        number: 1,
+        zeros: true,
+    };
+    let (from, data) = (node(0), Vec::new());
+    engine.handle(
+        Input::Message {
+            from,
+            message,
+            data,
+        },
+        &mut memory,
+        &mut out,
+    );
+    memory.frames[0].contents.as_mut().expect("it is there")[1] = 1;
+    out.clear();
+    engine.handle(Input::Release, &mut memory, &mut out);
+    engine.handle(
+        Input::Fault {
+            page: page(1),
+            access,
+        },
+        &mut memory,
+        &mut out,
+    );
+    assert!(!out.contains(&Action::Released { wrote: Vec::new() }));
+    out.clear();
+    engine.handle(Input::Left { node: node(0) }, &mut memory, &mut out);
+    let failed = Action::Fail { page: page(1) };
+    assert_eq!(
+        out,
+        [failed.clone(), Action::Released { wrote: Vec::new() }]
+    );
+    out.clear();
+    engine.handle(
+        Input::Fault {
+            page: page(1),
+            access,
+        },
+        &mut memory,
+        &mut out,
+    );
+    assert_eq!(out, [failed]);
+}

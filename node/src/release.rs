@@ -1,0 +1,234 @@
+//! Segments with release consistency: between their engine, memory and peers, and between a
+//! release and the coordinator.
+//!
+//! A *release* is whatever this node tells the coordinator that another process may come to see:
+//! a call that changes something, the end of an attach or a process, the return of a semaphore set.
+//! It is told once the homes have what the node's processes wrote before; what follows it waits
+//! behind it, so that the coordinator hears everything in order. An answer of the coordinator's is
+//! an *acquire*, and follows the write notices that it implies.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use migshm_coherence::release::{Action, Diff, Frames, Input};
+use migshm_protocol::call::Consistency;
+use migshm_protocol::control::ToCoordinator;
+use migshm_protocol::page::{Access, PeerMessage};
+use migshm_protocol::release::{ReleaseMessage, Runs};
+use migshm_protocol::{Extent, NodeId, Page, SegmentId};
+
+use crate::cached::Cached;
+use crate::daemon::{Counters, Node};
+use crate::memory::Memory;
+use crate::pages::now;
+use crate::readers::Turns;
+
+/// What the coordinator is told once releases are done. The first waits for one, if there is any.
+#[derive(Default)]
+pub struct Outbox(VecDeque<Held>);
+
+struct Held {
+    message: ToCoordinator,
+    /// What follows it.
+    raw: Vec<u8>,
+    /// Whether it waits for a release of its own.
+    releases: bool,
+}
+
+/// Whether others may see by a message that something has happened on this node.
+fn is_release(message: &ToCoordinator, raw: &[u8]) -> bool {
+    match message {
+        ToCoordinator::Call { call, .. } => !call.is_query(raw),
+        ToCoordinator::Returned { .. }
+        | ToCoordinator::Exited { .. }
+        | ToCoordinator::Detached { .. } => true,
+        _ => false,
+    }
+}
+
+/// Whether a message has nothing to do with what processes do, and something may wait for it.
+fn passes(message: &ToCoordinator) -> bool {
+    matches!(
+        message,
+        ToCoordinator::Query { .. }
+            | ToCoordinator::FindHome { .. }
+            | ToCoordinator::FindSegment { .. }
+            | ToCoordinator::ProposeHome { .. }
+            | ToCoordinator::HomeMoved { .. }
+            | ToCoordinator::Account { .. }
+            | ToCoordinator::Sharing { .. }
+    )
+}
+
+impl Node {
+    /// Says something to the coordinator, after all that was to be said before. A release is said
+    /// when it is done.
+    pub(crate) fn tell(&mut self, message: ToCoordinator, raw: &[u8]) {
+        let releases = !self.release.is_clean() && is_release(&message, raw);
+        if !releases && (self.outbox.0.is_empty() || passes(&message)) {
+            return self.say(message, raw);
+        }
+        self.outbox.0.push_back(Held {
+            message,
+            raw: raw.to_vec(),
+            releases,
+        });
+        if releases {
+            self.drive_release(Input::Release);
+        }
+    }
+
+    /// The oldest release is done: tells what was written, and what waited.
+    fn on_released(&mut self, wrote: Vec<(SegmentId, Runs)>) {
+        for (segment, pages) in wrote {
+            self.say(ToCoordinator::Wrote { segment, pages }, &[]);
+        }
+        if let Some(held) = self.outbox.0.pop_front() {
+            self.say(held.message, &held.raw);
+        }
+        while let Some(held) = self.outbox.0.pop_front() {
+            if held.releases {
+                return self.outbox.0.push_front(held);
+            }
+            self.say(held.message, &held.raw);
+        }
+    }
+
+    /// Tells at once what waits for a release, as there is no time left.
+    pub(crate) fn empty_outbox(&mut self) {
+        for held in std::mem::take(&mut self.outbox.0) {
+            self.say(held.message, &held.raw);
+        }
+    }
+
+    pub(crate) fn drive_release(&mut self, input: Input) {
+        let mut actions = Vec::new();
+        let mut frames = NodeFrames {
+            memory: &mut self.memory,
+            cached: &mut self.cached,
+            turns: &mut self.turns,
+            counters: &mut self.counters,
+        };
+        self.release.handle(input, &mut frames, &mut actions);
+        self.execute_release(actions);
+    }
+
+    fn execute_release(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Send { to, message, data } => {
+                    if let ReleaseMessage::Copy { .. } = message {
+                        self.counters.pages_sent += 1;
+                    }
+                    self.send_peer(to, PeerMessage::Release(message), Bytes::from(data));
+                }
+                Action::FindHome { extent } => self.tell(ToCoordinator::FindHome { extent }, &[]),
+                Action::Released { wrote } => self.on_released(wrote),
+                Action::Fail { page } => {
+                    tracing::error!(%page, "the page is lost, or no node has memory for it: SIGBUS");
+                    self.memory.poison(page);
+                }
+            }
+        }
+    }
+
+    /// Begins to track a segment.
+    pub(crate) fn add_to_engine(&mut self, segment: SegmentId, default_home: Option<NodeId>) {
+        let pages = self.memory.pages(segment).unwrap_or(0);
+        match self.consistency(segment) {
+            Consistency::Release => self.release.add_segment(segment, pages, default_home),
+            Consistency::Sequential => self.engine.add_segment(segment, pages, default_home),
+        }
+    }
+
+    fn consistency(&self, segment: SegmentId) -> Consistency {
+        match self.with_release.contains(&segment) {
+            true => Consistency::Release,
+            false => Consistency::Sequential,
+        }
+    }
+
+    /// Forgets a segment that is gone.
+    pub(crate) fn remove_from_release(&mut self, segment: SegmentId) {
+        if self.with_release.remove(&segment) {
+            let mut actions = Vec::new();
+            self.release.remove_segment(segment, &mut actions);
+            self.execute_release(actions);
+        }
+    }
+
+    /// What local processes may do with a page.
+    pub(crate) fn access(&self, page: Page) -> Option<Access> {
+        match self.consistency(page.segment) {
+            Consistency::Release => self.release.access(page),
+            Consistency::Sequential => self.engine.access(page),
+        }
+    }
+
+    /// Whether an extent has its home here.
+    pub(crate) fn is_home(&self, extent: Extent) -> bool {
+        match self.consistency(extent.segment) {
+            Consistency::Release => self.release.is_home(extent),
+            Consistency::Sequential => self.engine.is_home(extent),
+        }
+    }
+
+    /// Hands a fault, or the wish to evict a page, to the segment's engine, if it is that of
+    /// segments with release consistency. False if not.
+    pub(crate) fn is_for_release(&mut self, page: Page, input: Input) -> bool {
+        let is = self.consistency(page.segment) == Consistency::Release;
+        if is {
+            self.drive_release(input);
+        }
+        is
+    }
+}
+
+/// Memory, and who has to know what happens to its pages.
+struct NodeFrames<'a> {
+    memory: &'a mut Memory,
+    cached: &'a mut Cached,
+    turns: &'a mut Turns,
+    counters: &'a mut Counters,
+}
+
+impl Frames for NodeFrames<'_> {
+    fn read(&self, page: Page, buffer: &mut [u8]) {
+        self.memory.read(page, buffer);
+    }
+
+    fn protect(&mut self, page: Page) {
+        self.memory.protect(page.into());
+    }
+
+    fn permit(&mut self, page: Page) {
+        self.turns.note_write_grant(self.memory, page, now());
+        self.memory.change(page.into(), Access::Write);
+    }
+
+    fn install(&mut self, page: Page, access: Access, contents: Option<&[u8]>) {
+        self.counters.pages_received += u64::from(contents.is_some());
+        if access == Access::Write {
+            self.turns.note_write_grant(self.memory, page, now());
+        }
+        self.memory.install(page.into(), access, |_| contents);
+        self.cached.push(page);
+    }
+
+    fn retry(&mut self, page: Page) {
+        self.memory.wake_waiters(page);
+    }
+
+    fn merge(&mut self, page: Page, diff: &Diff) {
+        self.memory.merge(page, diff);
+    }
+
+    fn drop(&mut self, page: Page) {
+        self.cached.remove(page);
+        self.memory.drop_pages(page.into());
+    }
+
+    fn is_used(&self, page: Page) -> bool {
+        self.memory.is_seen(page)
+    }
+}
