@@ -32,6 +32,9 @@ fn programs_that_use_semaphores_compute_what_they_should() {
     lab.spread_released("multi", 5, &["--ops", "200"]);
     lab.spread_released("waitzero", 4, &["--rounds", "50"]);
     lab.spread_released("heat", 3, &["--steps", "50"]);
+    for program in ["intsort", "water", "pipeline", "hashtable", "matmul", "tsp"] {
+        lab.spread_released(program, 3, &[]);
+    }
     assert!(
         (1..=3)
             .map(|node| counted(&lab, node, "diffs"))
