@@ -4,7 +4,7 @@
 //! node notices who takes which of its pages soon after one of its processes has released what
 //! ([`Carry::taken`]); when the same node has done so twice in a row, the page is pushed there at the next release
 //! ([`Carry::released`]), beside the message that lets the other process go on. Now and then it
-//! is not, and if nobody asks for it then, the habit is forgotten. This is the lock-data affinity of
+//! is not, and if another node or none asks for it then, the habit is forgotten. This is the lock-data affinity of
 //! Midway's entry consistency (Bershad and Zekauskas, 1991), learned rather than declared.
 
 use migshm_protocol::page::Access;
@@ -17,7 +17,7 @@ use crate::Time;
 const WINDOW: Time = 1_000_000_000;
 /// How often in a row a page has to be taken before it is pushed.
 const PROVEN: u32 = 2;
-/// Every so many releases a page is not pushed, to see whether it is asked for.
+/// Every so many releases a page is not pushed, to see who asks for it; before, at each power of two.
 const TRIAL: u32 = 64;
 /// Pages that travel with one lock; more would delay it.
 const PAGES: usize = 16;
@@ -82,7 +82,7 @@ impl Carry {
                 continue;
             }
             habit.count = habit.count.wrapping_add(1);
-            habit.on_trial = habit.count.is_multiple_of(TRIAL);
+            habit.on_trial = habit.count.is_multiple_of(TRIAL) || habit.count.is_power_of_two();
             if !habit.on_trial {
                 pushes.push(habit.push);
             }

@@ -364,6 +364,10 @@ impl<D> Engine<D> {
                 self.counters.pushes += 1;
                 self.extent_mut(page.extent()).home = Some(grant.home);
                 self.install(cx, page, grant.access, grant.contents);
+                if !self.pending.contains_key(&page) {
+                    // Whoever it was meant for may not be next after all.
+                    self.line_mut(page).hold = Hold::default();
+                }
                 self.confirm(cx, page, grant.home, grant.confirm);
             }
             // The home's answer to an earlier write-back, which is under way, ends that first.
