@@ -6,7 +6,7 @@
 //! | [`pki`] | `pki` |
 //! | [`run`], [`elf`] | `run` |
 //! | [`lab`], [`labctl`], [`hosts`], [`netns`] | `lab`, `labctl` |
-//! | [`bench`] | `bench` |
+//! | [`mod@bench`] | `bench` |
 //! | [`tools`] | `status`, `ipcs`, `ipcrm` |
 //! | [`links`] | `links` |
 //!
