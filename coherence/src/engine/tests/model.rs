@@ -652,7 +652,7 @@ fn prefetches_are_coherent_whatever_happens() {
             reads: 1,
             writes: 2,
             evictions: 1,
-            moves: 1,
+            moves: 0,
             pushes: 1,
             prefetches: 1,
         };
