@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 
+use migshm_protocol::ids::EXTENT_PAGES;
 use migshm_protocol::page::Access;
 use migshm_protocol::{Page, SegmentId};
 
@@ -229,11 +230,19 @@ impl Stream {
         if self.asked - self.came > (DEPTH - 1) * CHUNK {
             return None;
         }
-        // Where the segment ends.
+        // Where the segment ends; to be written, the extent: the next may be another node's block.
+        let (first, end) = match self.access {
+            Access::Read => (0, i64::from(pages)),
+            Access::Write => {
+                let extent = i64::from(EXTENT_PAGES);
+                let first = self.last - self.last % extent;
+                (first, (first + extent).min(i64::from(pages)))
+            }
+        };
         let ahead = match self.stride {
             0 => 0,
-            stride if stride > 0 => (i64::from(pages) - 1 - self.last) / stride,
-            stride => self.last / -stride,
+            stride if stride > 0 => (end - 1 - self.last) / stride,
+            stride => (self.last - first) / -stride,
         };
         let window = self.window.min(room);
         let limit = window.min(u32::try_from(ahead).unwrap_or(0));
@@ -294,6 +303,27 @@ mod tests {
             }
         }
         (faults, here.len())
+    }
+
+    #[test]
+    fn a_stream_of_writes_ends_with_its_extent_and_goes_on_with_the_next() {
+        let mut prefetcher = Prefetcher::default();
+        let mut ahead = 0;
+        for index in 0..3 * EXTENT_PAGES {
+            prefetcher.touch(Touch {
+                space: 1,
+                page: page(index),
+                access: Access::Write,
+                pending: index <= ahead,
+            });
+            while let Some(ask) = prefetcher.next(ROOM, |_| PAGES) {
+                ask.pages().for_each(|page| prefetcher.came(page));
+                let last = ask.last().expect("a page").index;
+                assert_eq!(last / EXTENT_PAGES, index / EXTENT_PAGES);
+                ahead = last;
+            }
+        }
+        assert_eq!(ahead, 3 * EXTENT_PAGES - 1);
     }
 
     #[test]

@@ -242,7 +242,15 @@ impl Node {
                 access,
                 ..
             } => {
-                self.count_request(page, requester, access);
+                // To read through an extent once is one use of it, to write its pages is many.
+                let uses = match access {
+                    Access::Read => 1,
+                    Access::Write => u32::from(run.pages).min(EXTENT_PAGES),
+                };
+                for offset in 0..uses {
+                    let index = page.index.saturating_add(offset);
+                    self.count_request(Page { index, ..page }, requester, access);
+                }
                 self.spin.requests.came(now());
             }
             _ => {}

@@ -26,10 +26,11 @@ fn a_run_follows_from_its_seed() {
 }
 
 #[test]
-fn a_first_touch_takes_a_request_and_a_grant() {
+fn a_first_touch_takes_a_request_and_a_grant_until_the_home_follows() {
     for nodes in [2, 16, 64] {
         let others = (nodes - 1) as f64 / nodes as f64;
-        assert_eq!(row(Workload::Private, nodes).messages, 2.0 * others);
+        let messages = row(Workload::Private, nodes).messages;
+        assert!(messages > 0.0 && messages <= 2.0 * others, "{messages}");
     }
 }
 

@@ -265,13 +265,12 @@ fn a_saved_log_shows_the_same_links_and_can_be_replayed() {
     ];
     let costs = links(&lab, &[&["--replay", file][..], &policies].concat());
     let cost = |policy: usize, name: &str| costs[policy]["cost"][name].as_u64().unwrap();
-    // Node 1 became a home by the first.
-    assert_eq!(cost(0, "requests"), 511 + 19 * 64);
+    // Node 1 became a home by the first. What was declined was asked for again.
+    assert!(cost(0, "requests") >= 511 + 19 * 64, "{costs}");
     assert_eq!(cost(0, "moves"), 0);
     assert!(cost(1, "moves") >= 1);
     assert!(cost(1, "messages") < cost(0, "messages"), "{costs}");
     assert!(cost(2, "moves") >= cost(1, "moves"));
-    assert_eq!(cost(0, "pages"), cost(1, "pages"));
     let dot = run(lab
         .inside(migshm_tests::built("target/release/migshm"))
         .args(["links", "--dot", "--load", file]))
