@@ -18,8 +18,9 @@ use tokio::sync::Notify;
 
 /// Nanoseconds of polling at most.
 const MAX_SPIN: Time = 200_000;
-/// Nanoseconds for which it is taken to be true that there are idle cores.
-const LOOK_INTERVAL: Time = 500_000;
+/// Nanoseconds for which it is taken to be true that there are idle cores: this daemon may run before
+/// everything else on its core, another daemon that has to be waited for included.
+const LOOK_INTERVAL: Time = 20_000;
 
 /// Whether to poll.
 #[derive(Default)]
@@ -36,15 +37,14 @@ pub struct Spin {
 impl Spin {
     /// Something has just been told to be expected: polls if that pays.
     pub fn begin(&mut self, now: Time) {
-        if self.is_worthwhile(now) && self.cores.are_idle(now) {
+        if self.is_worthwhile(now) {
             self.begun.notify_one();
         }
     }
 
     /// Whether to go on.
-    #[must_use]
-    pub fn is_worthwhile(&self, now: Time) -> bool {
-        self.answers.is_near(now) || self.requests.is_near(now)
+    pub fn is_worthwhile(&mut self, now: Time) -> bool {
+        (self.answers.is_near(now) || self.requests.is_near(now)) && self.cores.are_idle(now)
     }
 }
 

@@ -161,7 +161,7 @@ pub async fn look_for_news(node: Shared) {
     let begun = Rc::clone(&node.borrow().spin.begun);
     loop {
         begun.notified().await;
-        while node.borrow().spin.is_worthwhile(now()) {
+        while node.borrow_mut().spin.is_worthwhile(now()) {
             // All descriptors are looked at before this task has its next turn.
             tokio::task::yield_now().await;
         }
