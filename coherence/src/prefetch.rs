@@ -15,6 +15,9 @@ use migshm_protocol::{Page, SegmentId};
 
 /// Streams that are followed at once.
 const STREAMS: usize = 16;
+/// Faults at one distance that show that there is a stream. Fewer are a row of a neighbour's block, say, and
+/// what lies behind it is his.
+const PROVEN: u32 = 7;
 /// Pages asked for ahead of the fault that shows that there is a stream.
 const FIRST_WINDOW: u32 = 8;
 /// Pages asked for ahead at most: two extents.
@@ -96,6 +99,8 @@ struct Stream {
     last: i64,
     /// From one fault to the next; 0 until there are two.
     stride: i64,
+    /// How many faults in a row had this distance from the one before.
+    steps: u32,
     /// Pages ahead of the last fault that may be asked for; 0 until it is a stream.
     window: u32,
     /// Pages ahead of the last fault that were asked for.
@@ -146,6 +151,18 @@ impl Prefetcher {
         }
     }
 
+    /// A page was asked for and cannot be had without a wait: others use what lies ahead.
+    pub fn declined(&mut self, page: Page) {
+        for stream in &mut self.streams {
+            if stream
+                .steps_to(page)
+                .is_some_and(|steps| steps <= stream.asked)
+            {
+                (stream.window, stream.steps) = (0, 0);
+            }
+        }
+    }
+
     /// What to ask for now, if anything; to be called again until nothing is left. No more than
     /// `room` pages are prefetched ahead of a thread; the segment of the answer has to have more
     /// than `pages` of it.
@@ -170,6 +187,7 @@ impl Stream {
             access: touch.access,
             last: i64::from(touch.page.index),
             stride: 0,
+            steps: 0,
             window: 0,
             asked: 0,
             came: 0,
@@ -215,12 +233,15 @@ impl Stream {
                 // Whatever was asked for was not to be had, or is gone again.
                 (self.asked, self.came) = (0, 0);
             }
-        } else if distance.abs() == 1 || distance != 0 && distance == self.stride {
-            self.stride = distance;
-            self.window = FIRST_WINDOW;
-            (self.asked, self.came) = (0, 0);
+        } else if distance != 0 && distance == self.stride {
+            self.steps += 1;
+            if self.steps == PROVEN {
+                self.window = FIRST_WINDOW;
+                (self.asked, self.came) = (0, 0);
+            }
         } else {
             self.stride = distance;
+            self.steps = 1;
         }
         self.last = i64::from(touch.page.index);
         self.access = touch.access;
@@ -417,15 +438,32 @@ mod tests {
             }
             asked
         };
-        for index in 0..3 {
+        for index in 0..=PROVEN + 1 {
             touch(&mut prefetcher, index);
         }
         assert_eq!(prefetcher.streams[0].window, 16);
-        for index in 4..12 {
+        for index in PROVEN + 2..PROVEN + 10 {
             prefetcher.wasted(page(index));
         }
         assert_eq!(prefetcher.streams[0].window, 0);
-        // Until faults follow each other again.
-        assert_eq!(touch(&mut prefetcher, 3), FIRST_WINDOW);
+    }
+
+    #[test]
+    fn what_is_declined_is_not_asked_for_until_faults_follow_each_other_again() {
+        let mut prefetcher = Prefetcher::default();
+        let mut asked = 0;
+        for index in 0..1000 {
+            prefetcher.touch(Touch {
+                space: 1,
+                page: page(index),
+                access: Access::Write,
+                pending: false,
+            });
+            while let Some(ask) = prefetcher.next(ROOM, |_| PAGES) {
+                asked += ask.count;
+                prefetcher.declined(ask.last().expect("a page"));
+            }
+        }
+        assert!(asked <= (1000 / PROVEN + 1) * FIRST_WINDOW, "{asked}");
     }
 }

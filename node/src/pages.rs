@@ -288,11 +288,14 @@ impl Node {
             data: contents(place),
         }));
         if let PageMessage::Grant { page, .. } | PageMessage::Decline { page, .. } = run.message {
-            let last = page.index + u32::from(run.pages) - 1;
-            self.prefetcher.came(Page {
-                index: last,
+            let last = Page {
+                index: page.index + u32::from(run.pages) - 1,
                 ..page
-            });
+            };
+            match run.message {
+                PageMessage::Grant { .. } => self.prefetcher.came(last),
+                _ => self.prefetcher.declined(last),
+            }
             self.prefetch();
         }
     }
@@ -308,12 +311,13 @@ impl Node {
             let access = ask.access;
             let inputs = ask.pages().map(|page| Input::Prefetch { page, access });
             self.drive_all(inputs);
-            // What is not under way has come, as far as it will.
-            let mut pages = ask.pages();
-            if !pages.any(|page| self.engine.is_pending(page))
-                && let Some(page) = ask.last()
-            {
-                self.prefetcher.came(page);
+            // What is not under way has come, or will not.
+            let is_under_way = ask.pages().any(|page| self.engine.is_pending(page));
+            if let Some(page) = ask.last().filter(|_| !is_under_way) {
+                match self.engine.access(page) {
+                    Some(granted) if granted >= access => self.prefetcher.came(page),
+                    _ => self.prefetcher.declined(page),
+                }
             }
         }
     }
