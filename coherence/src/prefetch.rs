@@ -15,7 +15,7 @@ use migshm_protocol::{Page, SegmentId};
 
 /// Streams that are followed at once.
 const STREAMS: usize = 16;
-/// Faults at one distance that show that there is a stream. Fewer are a row of a neighbour's block, say, and
+/// Faults at one distance from the one before that show that there is a stream. Fewer are a row of a neighbour's block, say, and
 /// what lies behind it is his.
 const PROVEN: u32 = 7;
 /// Pages asked for ahead of the fault that shows that there is a stream.
