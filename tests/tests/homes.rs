@@ -56,9 +56,10 @@ fn the_home_of_an_extent_follows_its_only_user() {
     assert_eq!(counter(&lab, 1, "requests"), served);
     // What node 1 wants of it, it asks for there, and gets in two hops.
     let before = counter(&lab, 2, "requests");
-    first.obey("part 0 10");
+    // (Too few for a stream.)
+    first.obey("part 0 5");
     first.obey("check 9");
-    assert_eq!(counter(&lab, 2, "requests"), before + 10);
+    assert_eq!(counter(&lab, 2, "requests"), before + 5);
     assert_eq!(homes(&lab, 2), 1);
     second.obey("remove");
 }
@@ -265,8 +266,8 @@ fn a_saved_log_shows_the_same_links_and_can_be_replayed() {
     ];
     let costs = links(&lab, &[&["--replay", file][..], &policies].concat());
     let cost = |policy: usize, name: &str| costs[policy]["cost"][name].as_u64().unwrap();
-    // Node 1 became a home by the first. What was declined was asked for again.
-    assert!(cost(0, "requests") >= 511 + 19 * 64, "{costs}");
+    // How many there are depends on what is prefetched.
+    assert!(cost(0, "requests") >= 511, "{costs}");
     assert_eq!(cost(0, "moves"), 0);
     assert!(cost(1, "moves") >= 1);
     assert!(cost(1, "messages") < cost(0, "messages"), "{costs}");
