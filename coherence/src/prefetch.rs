@@ -5,7 +5,8 @@
 //! next one when the last but [`DEPTH`] has come, so that the way between the nodes is never idle
 //! and never crowded. Each fault that the stream foresaw doubles its window: a program that is slower
 //! than the network faults once for each window, one that is faster finds each page on its way. Each
-//! page that went without having been used halves it. A stream that is none costs a few pages.
+//! page that went without having been used halves it, where that is told ([`Prefetcher::wasted`]); one that is
+//! declined ends the stream. A stream that is none costs a few pages.
 
 use std::collections::VecDeque;
 
@@ -132,35 +133,31 @@ impl Prefetcher {
 
     /// A page has come that nobody had to wait for, or will not come.
     pub fn came(&mut self, page: Page) {
-        for stream in &mut self.streams {
-            if let Some(steps) = stream.steps_to(page).filter(|&steps| steps <= stream.asked) {
-                stream.came = stream.came.max(steps);
-            }
+        for (stream, steps) in self.that_asked_for(page) {
+            stream.came = stream.came.max(steps);
         }
     }
 
     /// Pages went that had been prefetched and that nobody has used.
     pub fn wasted(&mut self, page: Page) {
-        for stream in &mut self.streams {
-            if stream
-                .steps_to(page)
-                .is_some_and(|steps| steps <= stream.asked)
-            {
-                stream.window /= 2;
-            }
+        for (stream, _) in self.that_asked_for(page) {
+            stream.window /= 2;
         }
     }
 
     /// A page was asked for and cannot be had without a wait: others use what lies ahead.
     pub fn declined(&mut self, page: Page) {
-        for stream in &mut self.streams {
-            if stream
-                .steps_to(page)
-                .is_some_and(|steps| steps <= stream.asked)
-            {
-                (stream.window, stream.steps) = (0, 0);
-            }
+        for (stream, _) in self.that_asked_for(page) {
+            (stream.window, stream.steps) = (0, 0);
         }
+    }
+
+    /// The streams ahead of which a page was asked for, and how many strides ahead it is.
+    fn that_asked_for(&mut self, page: Page) -> impl Iterator<Item = (&mut Stream, u32)> {
+        self.streams.iter_mut().filter_map(move |stream| {
+            let steps = stream.steps_to(page)?;
+            (steps <= stream.asked).then_some((stream, steps))
+        })
     }
 
     /// What to ask for now, if anything; to be called again until nothing is left. No more than

@@ -9,7 +9,7 @@ use migshm_protocol::page::{Access, Contents, PageMessage, PageRun};
 use migshm_protocol::{NodeId, Page, SegmentId, codec};
 
 use crate::daemon::Node;
-use crate::memory::SpaceId;
+use crate::memory::{Range, SpaceId};
 use crate::pages::now;
 
 /// Longest name of a command that is kept, in bytes (`TASK_COMM_LEN`).
@@ -32,7 +32,7 @@ impl Node {
             ..
         } = run.message
         {
-            for page in pages(page, run) {
+            for page in Range::of(page, run.pages.into()).iter() {
                 self.log.received(page, from, PAGE_SIZE);
             }
         }
@@ -46,7 +46,7 @@ impl Node {
             ..
         } = run.message
         {
-            for page in pages(page, run) {
+            for page in Range::of(page, run.pages.into()).iter() {
                 self.log.sent(page, to, PAGE_SIZE);
             }
         }
@@ -103,12 +103,6 @@ impl Node {
         }
         self.tell(ToCoordinator::Account { number }, &bytes);
     }
-}
-
-/// The pages of a run whose first one is `page`.
-fn pages(page: Page, run: &PageRun) -> impl Iterator<Item = Page> {
-    let Page { segment, index } = page;
-    (index..index + u32::from(run.pages)).map(move |index| Page { segment, index })
 }
 
 /// A process's number in the log.

@@ -54,10 +54,7 @@ impl Node {
 
     /// Executes a run of actions.
     fn execute(&mut self, run: &[Action<Bytes>]) {
-        let range_from = |page: Page| Range {
-            pages: run.len() as u32,
-            ..page.into()
-        };
+        let range_from = |page: Page| Range::of(page, run.len() as u32);
         match &run[0] {
             Action::Send { to, message, body } => {
                 let message = message.clone();
@@ -117,10 +114,7 @@ impl Node {
         }
         self.log_sent(to, run);
         let peer = self.peers.entry(to).or_default();
-        let range = |page: Page| Range {
-            pages: run.pages.into(),
-            ..page.into()
-        };
+        let range = |page: Page| Range::of(page, run.pages.into());
         let Some(link) = &peer.link else {
             let mut bytes = Vec::new();
             match body {

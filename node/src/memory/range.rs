@@ -17,6 +17,16 @@ pub struct Range {
 }
 
 impl Range {
+    /// So many pages from one on.
+    #[must_use]
+    pub fn of(page: Page, pages: u32) -> Range {
+        Range {
+            segment: page.segment,
+            first: page.index,
+            pages,
+        }
+    }
+
     /// The pages.
     pub fn iter(self) -> impl Iterator<Item = Page> {
         let segment = self.segment;
@@ -48,11 +58,7 @@ impl Range {
 
 impl From<Page> for Range {
     fn from(page: Page) -> Self {
-        Range {
-            segment: page.segment,
-            first: page.index,
-            pages: 1,
-        }
+        Range::of(page, 1)
     }
 }
 
