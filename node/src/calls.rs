@@ -169,7 +169,12 @@ impl Node {
             ));
         }
         let waits = connection.call.is_some();
-        if waits && matches!(message, ToNode::Call { .. } | ToNode::Detach { .. }) {
+        if waits
+            && matches!(
+                message,
+                ToNode::Call { .. } | ToNode::Detach { .. } | ToNode::Reaped { .. }
+            )
+        {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "a call before the answer to the last",
@@ -237,6 +242,7 @@ impl Node {
                 });
                 self.post(from, &FromNode::Permitted { id, until }, &[], None);
             }
+            ToNode::Reaped { id } => self.on_reaped(from, id),
             ToNode::Status { id } => {
                 let status = self.status().to_string();
                 self.answer(from, id, Ok(Answer::Value(0)), status.as_bytes(), None);
@@ -651,6 +657,9 @@ impl Node {
         raw: &[u8],
     ) {
         let Some(pending) = self.pending.remove(&id) else {
+            if self.confirmations.confirm(id) {
+                self.answer_reaped();
+            }
             return;
         };
         if let (
@@ -705,6 +714,24 @@ impl Node {
             Errno::ENOMEM => is_lock(&again.call),
             _ => false,
         })
+    }
+
+    /// A process has seen others end; they were reaped before this.
+    fn on_reaped(&mut self, from: ConnectionId, theirs: u64) {
+        let ours = self.next_id();
+        if !self.confirmations.wait(ours, from) {
+            self.answer(from, theirs, Ok(Answer::Value(0)), &[], None);
+        } else if let Some(connection) = self.connections.get_mut(&from) {
+            connection.call = Some((theirs, ours));
+        }
+    }
+
+    fn answer_reaped(&mut self) {
+        while let Some((ours, connection)) = self.confirmations.done() {
+            if let Some(theirs) = self.finish(connection, ours) {
+                self.answer(connection, theirs, Ok(Answer::Value(0)), &[], None);
+            }
+        }
     }
 
     /// The shim's id of the call that the connection waits for, if it still does.
@@ -1059,8 +1086,11 @@ impl Node {
             self.return_set(set);
         }
         self.sets.leave(process.id);
+        let id = self.next_id();
+        self.confirmations.tell(id);
         self.tell(
             ToCoordinator::Exited {
+                id,
                 process: process.id,
                 pid,
             },

@@ -37,7 +37,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use crate::cached::Cached;
-use crate::exits::Exits;
+use crate::exits::{Confirmations, Exits};
 use crate::local::{Sender, Socket};
 use crate::memory::{AttachId, Memory, SpaceId, View};
 use crate::readers::Turns;
@@ -98,6 +98,7 @@ pub struct Node {
     pub(crate) descriptors: usize,
     pub(crate) processes: FxHashMap<i32, Process>,
     pub(crate) exits: Rc<Exits>,
+    pub(crate) confirmations: Confirmations,
     pub(crate) spaces: FxHashMap<SpaceId, Resident>,
     /// Attaches that were answered and not yet mapped.
     pub(crate) mapping: FxHashMap<AttachId, Attaching>,
@@ -289,6 +290,7 @@ impl Node {
                 descriptors: start::descriptor_limit(),
                 processes: FxHashMap::default(),
                 exits: Rc::new(exits),
+                confirmations: Confirmations::default(),
                 spaces: FxHashMap::default(),
                 mapping: FxHashMap::default(),
                 unknown: FxHashMap::default(),
@@ -323,7 +325,9 @@ impl Node {
             }
             Coordinator::Remote(link) => link.send(&message, raw),
             Coordinator::Lost => {
-                if let ToCoordinator::Call { id, .. } | ToCoordinator::Detached { id, .. } = message
+                if let ToCoordinator::Call { id, .. }
+                | ToCoordinator::Detached { id, .. }
+                | ToCoordinator::Exited { id, .. } = message
                 {
                     self.answer_unserved(id);
                 }
@@ -431,7 +435,8 @@ impl Node {
             self.sets.remove(set);
         }
         self.coordinator = Coordinator::Lost;
-        let ids: Vec<u64> = self.pending.keys().copied().collect();
+        let ends = self.confirmations.ends();
+        let ids: Vec<u64> = self.pending.keys().copied().chain(ends).collect();
         for id in ids {
             self.answer_unserved(id);
         }

@@ -40,8 +40,11 @@ pub enum ToCoordinator {
         /// What the call then returns.
         errno: Errno,
     },
-    /// A process ended: its undo is due, its blocked calls are void.
+    /// A process ended: its undo is due, its blocked calls are void. Answered by
+    /// [`FromCoordinator::Answer`] where `id` is not 0.
     Exited {
+        /// Unique among the node's requests, or 0.
+        id: u64,
         /// The process.
         process: ProcessId,
         /// Its pid, which undo leaves in `sempid`.

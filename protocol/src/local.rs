@@ -109,6 +109,12 @@ pub enum ToNode {
         /// Its length in bytes, whole pages.
         length: u64,
     },
+    /// The sender has seen other processes end (`waitpid(2)`). Answered by [`FromNode::Answer`] when
+    /// all nodes see what their ends have changed.
+    Reaped {
+        /// Echoed in the answer.
+        id: u64,
+    },
     /// What the daemon counts and knows; answered by [`FromNode::Answer`], JSON after it.
     Status {
         /// Echoed in the answer.

@@ -47,6 +47,12 @@ pub fn tell_remapped() -> Result<(), Errno> {
     tell_change(|id| ToNode::Remapped { id })
 }
 
+/// Tells a daemon that is there that processes have been seen to end, and waits until all nodes see
+/// what that has changed.
+pub fn tell_reaped() -> Result<(), Errno> {
+    tell_change(|id| ToNode::Reaped { id })
+}
+
 /// Asks a daemon that is there how far from an address on a range may be made writable: the first
 /// address that may not be, or the range's end.
 pub fn ask_permitted(address: usize, length: usize) -> Result<usize, Errno> {

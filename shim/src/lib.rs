@@ -9,7 +9,8 @@
 //!
 //! It also defines the functions that open files, for the few below `/proc` that tell of System V
 //! objects; `dlopen`, for libraries that would be loaded past it; and the functions that execute
-//! programs, for those that are given an environment without it.
+//! programs, for those that are given an environment without it; and `wait` and its kin, as a process that has
+//! been waited for has ended for all nodes.
 //!
 //! ```text
 //!  hooks, syscall                      the C ABI: arguments in, result and errno out
@@ -24,7 +25,8 @@
 //!  open ── proc                        /proc/sysvipc and the limits in /proc/sys/kernel, as files
 //!  load                                dlopen without RTLD_DEEPBIND
 //!  exec                                keeps the library in programs that this one executes
-//!  next                                the functions that those three hide
+//!  wait                                a process that was waited for has ended on all nodes
+//!  next                                the functions that those four hide
 //!  process                             every piece of state, and what a fork does to it
 //!  kernel, sys                         system calls past the C library, and what needs more than a line
 //!  text, complain                      strings without malloc, one line on stderr
@@ -93,6 +95,7 @@ mod start;
 mod sys;
 mod syscall;
 mod text;
+mod wait;
 
 /// Runs before `main`; other libraries' constructors may have made calls before it.
 #[used]
@@ -103,6 +106,7 @@ static CONSTRUCTOR: extern "C" fn() = {
         open::prepare();
         load::prepare();
         exec::prepare();
+        wait::prepare();
         marker::verify();
     }
     construct

@@ -327,6 +327,18 @@ fn a_tracked_address_space_is_anchored_and_its_forks_are_introduced() {
 }
 
 #[test]
+fn who_has_waited_for_a_process_asks_until_its_end_is_seen() {
+    let place = Place::new();
+    let node = FakeNode::start(place.dir(), Script::default());
+    succeeds(
+        &mut place.command(&compile("reap.c", &["-pthread"])),
+        "reap",
+    );
+    let reaped = |heard: &&Heard| matches!(heard.message, ToNode::Reaped { .. });
+    assert_eq!(node.heard().iter().filter(reaped).count(), 6);
+}
+
+#[test]
 fn a_mapping_that_fails_gives_the_attach_up() {
     let place = Place::new();
     let node = FakeNode::start(place.dir(), Script::default());
@@ -518,6 +530,11 @@ fn only_the_functions_it_replaces_and_its_marker_are_exported() {
         "shmdt",
         "shmget",
         "syscall",
+        "wait",
+        "wait3",
+        "wait4",
+        "waitid",
+        "waitpid",
     ];
     assert_eq!(symbols, expected);
 }

@@ -338,7 +338,7 @@ fn serve(socket: &OwnedFd, connection: usize, script: Script, state: &Arc<Mutex<
                     ),
                 }
             }
-            ToNode::Unmapping { id, .. } | ToNode::Remapped { id } => send(
+            ToNode::Unmapping { id, .. } | ToNode::Remapped { id } | ToNode::Reaped { id } => send(
                 FromNode::Answer {
                     id,
                     outcome: Ok(Answer::Value(0)),
