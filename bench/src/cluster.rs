@@ -28,6 +28,8 @@ const PAGE_ECHO: (&str, usize, usize) = ("echo 16 B -> 4 KiB", 16, PAGE);
 /// Pages that two nodes write at once, and how often they do.
 const FALSE_SHARING_PAGES: usize = 8;
 const FALSE_SHARING_ROUNDS: usize = 50;
+/// Nanoseconds of computing for each word of a page.
+const FALSE_SHARING_WORK: u64 = 5_000;
 /// What a message and its answer cost.
 const SMALL_ECHO: (&str, usize, usize) = ("echo 64 B", 64, 64);
 
@@ -230,19 +232,27 @@ fn faults_of_busy_nodes(lab: &mut Lab, effort: Effort) -> Result<Vec<Figure>> {
 }
 
 fn false_sharing(lab: &mut Lab, effort: Effort) -> Result<Vec<Figure>> {
-    let [mut released, mut sequential] = <[Series; 2]>::default();
-    for _ in 0..effort.rounds {
-        released.push(lab.false_sharing(true, FALSE_SHARING_ROUNDS)?);
-        sequential.push(lab.false_sharing(false, FALSE_SHARING_ROUNDS / 5)?);
+    let cases = [
+        ("false sharing between barriers, release", 0),
+        ("false sharing while computing, release", FALSE_SHARING_WORK),
+    ];
+    let mut figures = Vec::new();
+    for (name, work) in cases {
+        let [mut released, mut sequential] = <[Series; 2]>::default();
+        for _ in 0..effort.rounds {
+            released.push(lab.false_sharing(true, FALSE_SHARING_ROUNDS, work)?);
+            sequential.push(lab.false_sharing(false, FALSE_SHARING_ROUNDS / 5, work)?);
+        }
+        figures.push(Figure::new(
+            name,
+            &released,
+            ("sequential", &sequential),
+            50,
+            Unit::Microseconds,
+            Some(Wanted::AtMost(1.0 / 20.0)),
+        ));
     }
-    Ok(vec![Figure::new(
-        "false sharing between barriers, release",
-        &released,
-        ("sequential", &sequential),
-        50,
-        Unit::Microseconds,
-        Some(Wanted::AtMost(1.0 / 20.0)),
-    )])
+    Ok(figures)
 }
 
 fn upgrades(lab: &mut Lab, effort: Effort) -> Result<Vec<Figure>> {
@@ -395,7 +405,7 @@ impl Lab {
     }
 
     /// Two nodes write alternate words of the same pages.
-    fn false_sharing(&mut self, release: bool, rounds: usize) -> Result<Vec<f64>> {
+    fn false_sharing(&mut self, release: bool, rounds: usize, work: u64) -> Result<Vec<f64>> {
         let (key, segment) = (self.next_key(), self.next_key());
         let [first, second, ..] = &mut self.nodes[..] else {
             anyhow::bail!("two nodes are needed")
@@ -408,7 +418,12 @@ impl Lab {
             })?;
             worker.ask(&Task::Consistency { release: false })?;
         }
-        let task = |side| Task::FalseSharing { key, side, rounds };
+        let task = |side| Task::FalseSharing {
+            key,
+            side,
+            rounds,
+            work,
+        };
         first.give(&task(0))?;
         second.give(&task(1))?;
         let samples = first.answer()?;

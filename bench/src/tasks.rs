@@ -4,7 +4,7 @@
 //! an error, however fast it came.
 
 use std::hint::black_box;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -87,6 +87,8 @@ pub enum Task {
         side: u16,
         /// How often they do.
         rounds: usize,
+        /// Nanoseconds of computing for each word of a page.
+        work: u64,
     },
     /// Writes all of the attached segment.
     Fill {
@@ -153,8 +155,14 @@ impl Tasks {
                 unsafe { std::env::set_var("MIGSHM_CONSISTENCY", name) };
                 Ok(vec![0.0])
             }
-            Task::FalseSharing { key, side, rounds } => {
-                false_sharing(Semaphores::open(key, 2)?, self.segment()?, side, rounds)
+            Task::FalseSharing {
+                key,
+                side,
+                rounds,
+                work,
+            } => {
+                let set = Semaphores::open(key, 2)?;
+                false_sharing(set, self.segment()?, side, rounds, work)
             }
             Task::Fill { stamp } => {
                 let segment = self.segment()?;
@@ -357,8 +365,14 @@ fn hand_over(set: Semaphores, segment: &Segment, side: u16, times: usize) -> Res
     Ok(vec![elapsed / (2 * (times - warm_up)) as f64])
 }
 
-/// Time that writing takes, for one page.
-fn false_sharing(set: Semaphores, segment: &Segment, side: u16, rounds: usize) -> Result<Vec<f64>> {
+/// Time that writing takes, with so many nanoseconds of computing before each column, for one page.
+fn false_sharing(
+    set: Semaphores,
+    segment: &Segment,
+    side: u16,
+    rounds: usize,
+    work: u64,
+) -> Result<Vec<f64>> {
     let pages = segment.len() / PAGE_WORDS;
     let barrier = || {
         set.add(1 - side, 1, 0)?;
@@ -370,6 +384,7 @@ fn false_sharing(set: Semaphores, segment: &Segment, side: u16, rounds: usize) -
         barrier()?;
         let start = Instant::now();
         for word in (usize::from(side)..PAGE_WORDS).step_by(2) {
+            compute(work);
             for page in 0..pages {
                 let index = page * PAGE_WORDS + word;
                 segment.store(index, value(round, index));
@@ -392,6 +407,14 @@ fn false_sharing(set: Semaphores, segment: &Segment, side: u16, rounds: usize) -
         set.add(0, 1, 0)?;
     }
     Ok(samples)
+}
+
+/// Keeps the processor busy for so many nanoseconds.
+fn compute(work: u64) {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_nanos(work) {
+        std::hint::spin_loop();
+    }
 }
 
 /// Mean time of an operation that is too short to be timed by itself.
