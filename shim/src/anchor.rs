@@ -62,6 +62,7 @@ pub fn ensure(session: &mut Session) -> Result<(), Errno> {
     }
     // A handler that attached in the midst of this would wait for the thread that it interrupted.
     let _signals = sys::SignalsBlocked::new();
+    let _cancellation = sys::CancellationOff::new();
     let _turn = Turn::take(&process::own()?.anchoring);
     if is_set() { Ok(()) } else { establish(session) }
 }

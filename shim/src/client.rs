@@ -10,6 +10,10 @@
 //! A wait that a signal handler interrupts makes an interruptible call send `Cancel` and go on
 //! waiting: the daemon's answer alone says whether the operation took place. Signals are blocked
 //! from before the request is sent until the wait begins, so that none goes unnoticed in between.
+//!
+//! A handler that forks leaves two processes in the call, which is the parent's. So whatever is sent
+//! or received is with signals blocked and by the parent: the child makes its call anew if nothing
+//! has been sent yet, and is interrupted if something has.
 
 use std::os::fd::OwnedFd;
 
@@ -118,7 +122,10 @@ impl Session {
             note(claim, None);
         }
         match Connection::open(own, absent) {
-            Ok((connection, _device)) => {
+            Ok((connection, device)) => {
+                if let Some(device) = device {
+                    sys::close(device);
+                }
                 note(claim, Some(connection));
                 Ok(Session {
                     own,
@@ -162,14 +169,26 @@ impl Session {
     /// # Errors
     /// `EFAULT` if `raw` cannot be read.
     pub fn request(&mut self, message: &ToNode, raw: Raw) -> Result<(), Errno> {
-        match self.connection.send(message, raw, None) {
-            Ok(()) => Ok(()),
-            Err(Failure::Errno(errno)) => Err(errno),
-            Err(Failure::Lost) => {
-                self.renew()?;
-                self.tell(message, raw, None)
+        let sent = {
+            let _signals = SignalsBlocked::new();
+            let is_own = !self.is_inherited();
+            is_own.then(|| self.connection.send(message, raw, None))
+        };
+        match sent {
+            Some(Ok(())) => return Ok(()),
+            Some(Err(Failure::Errno(errno))) => return Err(errno),
+            Some(Err(Failure::Lost)) => {
+                if let Some(device) = self.renew()? {
+                    sys::close(device);
+                }
+            }
+            None => {
+                // The child may claim the same slot.
+                self.claim = None;
+                *self = Session::begin()?;
             }
         }
+        self.tell(message, raw, None)
     }
 
     /// Sends a further message of an exchange, which only this daemon can understand.
@@ -179,6 +198,10 @@ impl Session {
         raw: Raw,
         descriptor: Option<&OwnedFd>,
     ) -> Result<(), Errno> {
+        let _signals = SignalsBlocked::new();
+        if self.is_inherited() {
+            return Err(Errno::EINTR);
+        }
         self.connection
             .send(message, raw, descriptor)
             .map_err(Failure::into_errno)
@@ -201,9 +224,8 @@ impl Session {
             let received = match polled.take() {
                 Some(received) => received,
                 None => self
-                    .connection
                     .wait(&patience)
-                    .and_then(|()| self.connection.receive(0)),
+                    .and_then(|_signals| self.connection.receive(0)),
             };
             let failure = match received {
                 Ok((reply, _)) if replies_to(&reply.message) == Some(id) => {
@@ -227,8 +249,10 @@ impl Session {
         if !polling.is_due() {
             return None;
         }
-        // A handler must not fork meanwhile: the child would take the parent's answer.
         let _signals = matches!(patience, Patience::Endless).then(SignalsBlocked::new);
+        if self.is_inherited() {
+            return None;
+        }
         let start = sys::nanoseconds(sys::monotonic());
         loop {
             match self.connection.receive(libc::MSG_DONTWAIT) {
@@ -243,6 +267,20 @@ impl Session {
                 return None;
             }
         }
+    }
+
+    /// Waits for a message. Signals are blocked when it is there: unless the patience has blocked
+    /// them, until what is returned is dropped.
+    fn wait(&self, patience: &Patience) -> Result<Option<SignalsBlocked>, Failure> {
+        let signals = matches!(patience, Patience::Endless).then(SignalsBlocked::new);
+        if self.is_inherited() {
+            return Err(Errno::EINTR.into());
+        }
+        match &signals {
+            Some(signals) => self.connection.wait_endlessly(signals)?,
+            None => self.connection.wait(patience)?,
+        }
+        Ok(signals)
     }
 
     /// After a wait that failed: if it only ended early, there is patience for another.
@@ -275,11 +313,11 @@ impl Session {
         loop {
             // The message's length is unknown until it is decoded: peek, then receive it with
             // the raw bytes going where they belong.
-            let peeked = self
-                .connection
-                .wait(&patience)
-                .and_then(|()| self.connection.receive(libc::MSG_PEEK));
-            let (reply, length) = match peeked {
+            let peeked = self.wait(&patience).and_then(|signals| {
+                let peeked = self.connection.receive(libc::MSG_PEEK)?;
+                Ok((peeked, signals))
+            });
+            let ((reply, length), _signals) = match peeked {
                 Ok(peeked) => peeked,
                 Err(failure) => {
                     self.bear(failure, id, &mut patience)?;

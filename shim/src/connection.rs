@@ -101,6 +101,7 @@ impl Connection {
     /// Connects, and says Hello. The descriptor is `/dev/userfaultfd`, if the daemon tracks.
     pub fn open(own: &Wiped, absent: Absent) -> Result<(Connection, Option<OwnedFd>), Errno> {
         let _cancellation = sys::CancellationOff::new();
+        let process = sys::pid();
         for _ in 0..CONNECT_ATTEMPTS {
             let user = User::now();
             let socket = sys::move_high(start::connect(absent)?);
@@ -119,7 +120,7 @@ impl Connection {
             };
             let welcome = connection
                 .send(&hello, Raw::NONE, None)
-                .and_then(|()| connection.receive_patiently());
+                .and_then(|()| connection.receive_patiently(process));
             match welcome {
                 Ok(Reply {
                     message: FromNode::Welcome { track, .. },
@@ -164,7 +165,7 @@ impl Connection {
     pub fn abandon(self) {
         if sys::identity(self.fd) == Some(self.identity) {
             // SAFETY: the descriptor is this connection's, which nobody uses any more.
-            drop(unsafe { OwnedFd::from_raw_fd(self.fd) });
+            sys::close(unsafe { OwnedFd::from_raw_fd(self.fd) });
         }
     }
 
@@ -196,7 +197,16 @@ impl Connection {
         }
     }
 
-    /// Waits for an interruptible call's answer; the others wait in [`Connection::receive`].
+    /// Waits for a message, or for a handler of a signal that was not blocked before.
+    ///
+    /// # Errors
+    /// `EINTR`.
+    pub fn wait_endlessly(&self, signals: &SignalsBlocked) -> Result<(), Failure> {
+        sys::poll(self.fd, None, signals)?;
+        Ok(())
+    }
+
+    /// Waits for an interruptible call's answer; see [`Connection::wait_endlessly`] for others.
     ///
     /// # Errors
     /// `EINTR`, or `EAGAIN` if the time is up.
@@ -260,11 +270,18 @@ impl Connection {
         ))
     }
 
-    /// Receives one message, whatever signals come.
-    fn receive_patiently(&self) -> Result<Reply, Failure> {
+    /// Receives one message, whatever signals come, in the process that has made the connection.
+    ///
+    /// # Errors
+    /// `EINTR` in a child that a handler has forked.
+    fn receive_patiently(&self, process: libc::pid_t) -> Result<Reply, Failure> {
         loop {
-            match self.receive(0) {
-                Ok((reply, _)) => return Ok(reply),
+            let signals = SignalsBlocked::new();
+            if sys::pid() != process {
+                return Err(Errno::EINTR.into());
+            }
+            match self.wait_endlessly(&signals) {
+                Ok(()) => return self.receive(0).map(|(reply, _)| reply),
                 Err(Failure::Errno(Errno::EINTR)) => {}
                 Err(failure) => return Err(failure),
             }

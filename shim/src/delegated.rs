@@ -90,9 +90,11 @@ pub fn operate(
     if may_wait && has_to_wait(outcome) {
         let polling = &entry.0.polling[usize::from(operation.num) % POLLINGS];
         if polling.is_due() {
-            let interrupted;
-            (outcome, interrupted) = entry.poll(polling, operation, deadline);
-            if interrupted {
+            let signals;
+            (outcome, signals) = entry.poll(polling, operation, deadline);
+            // A handler may leave by `longjmp`.
+            drop(entry);
+            if outcome != Outcome::Done && signals.unblock() {
                 return Some(Err(Errno::EINTR));
             }
         }
@@ -284,14 +286,13 @@ impl Use<'_> {
         outcome
     }
 
-    /// Tries an operation that has to wait, for a while. Also tells whether a signal handler has run
-    /// that ends the wait.
+    /// Tries an operation that has to wait, for a while. Signals are blocked from then on.
     fn poll(
         &self,
         polling: &Polling,
         operation: SemBuf,
         deadline: Option<timespec>,
-    ) -> (Outcome, bool) {
+    ) -> (Outcome, SignalsBlocked) {
         let signals = SignalsBlocked::new();
         let start = sys::nanoseconds(sys::monotonic());
         let patience = deadline.map_or(POLLED, |deadline| {
@@ -303,11 +304,11 @@ impl Use<'_> {
             let elapsed = sys::nanoseconds(sys::monotonic()) - start;
             if outcome == Outcome::Done {
                 polling.note(elapsed < LATE);
-                return (outcome, false);
+                return (outcome, signals);
             }
             if !has_to_wait(outcome) || elapsed >= patience {
                 polling.note(false);
-                return (outcome, signals.unblock());
+                return (outcome, signals);
             }
         }
     }

@@ -66,7 +66,9 @@ waits! {
     wait4 = WAIT4(pid: pid_t, status: *mut c_int, options: c_int, usage: *mut rusage) -> pid_t,
         |pid, _, _, _, _| pid > 0;
     waitid = WAITID(what: idtype_t, id: id_t, info: *mut siginfo_t, options: c_int) -> c_int,
-        |result, _, _, _, _| result == 0;
+        // It finds nothing with WNOHANG, and says so there.
+        // SAFETY: the next function has filled it in; it may be null.
+        |result, _, _, info, _| result == 0 && (info.is_null() || unsafe { (*info).si_pid() } != 0);
 }
 
 /// Waits until the ends of all processes that have ended by now are seen by all nodes.

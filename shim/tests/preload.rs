@@ -78,6 +78,13 @@ fn a_signal_ends_a_blocked_operation_at_whatever_instant_it_comes() {
 }
 
 #[test]
+fn the_child_of_a_handler_that_forks_leaves_the_call_to_its_parent() {
+    let place = Place::new();
+    let _node = FakeNode::start(place.dir(), Script::default());
+    succeeds(&mut place.command(&compile("forker.c", &[])), "forker");
+}
+
+#[test]
 fn a_program_may_close_or_reuse_all_descriptors() {
     let place = Place::new();
     let _node = FakeNode::start(place.dir(), Script::default());
@@ -323,6 +330,21 @@ fn a_tracked_address_space_is_anchored_and_its_forks_are_introduced() {
 
     for from in ["main", "thread", "signal", "fork", "clone", "vfork"] {
         succeeds(place.command(&compile("calls.c", &[])).arg(from), from);
+    }
+}
+
+#[test]
+fn a_cancelled_thread_makes_its_calls_and_ends_at_a_cancellation_point() {
+    let tracks = std::fs::File::open("/dev/userfaultfd").is_ok();
+    for track in [false, tracks] {
+        let place = Place::new();
+        let script = Script {
+            track,
+            ..Script::default()
+        };
+        let _node = FakeNode::start(place.dir(), script);
+        let program = compile("cancelled.c", &["-pthread"]);
+        succeeds(&mut place.command(&program), "cancelled");
     }
 }
 

@@ -21,6 +21,9 @@ enum {
     RAISES = 6,    /* until it is cancelled; SIGUSR1 comes as soon as the daemon knows of it */
 };
 
+/* semget of this key: SIGUSR1 comes, and the answer once another process has called. */
+#define FORKS 77777
+
 /* The largest message, and the type of every one received. */
 #define TEXT 8192
 #define MTYPE 0x0102030405060708

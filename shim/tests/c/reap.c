@@ -54,6 +54,7 @@ int main(void)
         for (;;)
             pause();
     CHECK(waitpid(child, NULL, WNOHANG) == 0); /* nor is anybody of this */
+    CHECK(waitid(P_PID, (id_t)child, &info, WEXITED | WNOHANG) == 0 && info.si_pid == 0);
     pthread_t thread;
     int cleaned = 0;
     void *result;

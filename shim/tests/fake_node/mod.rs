@@ -30,6 +30,8 @@ const WINS: i32 = 3;
 const DIES: i32 = 4;
 const STALE: i32 = 5;
 const RAISES: i32 = 6;
+/// A key with a meaning.
+const FORKS: i32 = 77777;
 
 /// Size of every segment, deliberately not whole pages.
 const SIZE: u64 = 3 * 4096 - 1;
@@ -253,6 +255,14 @@ fn serve(socket: &OwnedFd, connection: usize, script: Script, state: &Arc<Mutex<
                 unsafe { libc::kill(pid, libc::SIGUSR1) };
             }
             ToNode::Call { id, call } => {
+                if matches!(call, Call::SemGet { key: FORKS, .. }) {
+                    // SAFETY: plain numbers.
+                    unsafe { libc::kill(pid, libc::SIGUSR1) };
+                    let is_child = |heard: &Heard| heard.pid != pid;
+                    while !state.lock().unwrap().heard.iter().any(is_child) {
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                }
                 if matches!(call, Call::SemOp { id: STALE, .. }) {
                     send(
                         FromNode::Answer {
