@@ -94,6 +94,9 @@ impl Sets {
             .seats
             .iter()
             .position(|seat| seat.is_some_and(|(p, _)| p == process));
+        if let Some(seat) = taken {
+            shared.memory.set().complete(seat);
+        }
         let seat = taken.or_else(|| {
             let free = shared.seats.iter().position(Option::is_none)?;
             shared.seats[free] = Some((process, pid));

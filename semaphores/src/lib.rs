@@ -24,8 +24,9 @@
 //! Who meets an unsettled semaphore settles it first, whoever left it so. A process that is killed
 //! after step 2 thus has done the operation, one that is killed before has not. The number makes
 //! the debt change once, however many processes settle at the same time: an intent is overwritten
-//! only after its operation has been settled, and who settles swaps a debt that he read before he
-//! saw that the semaphore was still unsettled.
+//! only after its operation has been settled (for a program that another one is executed in place
+//! of, the daemon sees to that: [`Set::complete`]), and who settles swaps a debt that he read before
+//! he saw that the semaphore was still unsettled.
 //!
 //! # Trust
 //!
@@ -357,6 +358,19 @@ impl Set<'_> {
         self.words[self.layout.seat(seat) + SEAT_PID].store(pid, Ordering::Relaxed);
         for num in 0..self.layout.semaphores {
             self.set_old_debt(seat, num, 0);
+        }
+    }
+
+    /// Completes the operation that was begun last from a seat, as another program is about to use it
+    /// and would overwrite its intent: an `execve` may have ended the thread that was in the midst of
+    /// it. The set may be open.
+    pub fn complete(self, seat: usize) {
+        for num in 0..self.layout.semaphores {
+            let word = self.words[Layout::semaphore(num)].load(Ordering::Acquire);
+            let semaphore = Semaphore(word);
+            if semaphore.is_unsettled() && semaphore.seat() == seat {
+                self.settle(num, semaphore);
+            }
         }
     }
 

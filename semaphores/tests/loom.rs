@@ -234,3 +234,32 @@ fn operations_on_two_semaphores_are_settled_one_after_the_other() {
         });
     }
 }
+
+#[test]
+fn a_program_that_is_executed_completes_what_its_predecessor_began() {
+    for kill in 0..=ACCESSES {
+        explore(move || {
+            let memory = Memory::open(&[1, 1], 2);
+            let before = {
+                let memory = memory.clone();
+                thread::spawn(move || {
+                    Kill::after(kill);
+                    memory.set().operate(who(0), 0, -1, true, NOW)
+                })
+            };
+            before.join().unwrap();
+            let other = {
+                let memory = memory.clone();
+                thread::spawn(move || memory.set().operate(who(1), 0, 1, false, NOW))
+            };
+            memory.set().complete(0);
+            let after = memory.set().operate(who(0), 1, -1, true, NOW);
+            let other = other.join().unwrap();
+            let (state, accounts) = memory.set().close();
+            let owed = |num: usize| accounts.first().map_or(0, |a| i64::from(a.owed[num]));
+            assert_eq!(after, Outcome::Done);
+            assert_eq!(i64::from(state.values[0]) + owed(0), 1 + done(other));
+            assert_eq!((i64::from(state.values[1]), owed(1)), (0, 1));
+        });
+    }
+}
