@@ -163,7 +163,11 @@ impl Node {
     /// A process releases a lock: what others have always taken then goes to them at once.
     pub(crate) fn push_pages(&mut self, lock: Lock) {
         for Push { page, access, to } in self.carry.released(lock, now()) {
-            self.drive(Input::Push { page, access, to });
+            // What is on its way to a node that is gone is nowhere.
+            let peer = self.peers.get(&to);
+            if peer.is_some_and(|peer| peer.link.is_some()) {
+                self.drive(Input::Push { page, access, to });
+            }
         }
     }
 

@@ -104,6 +104,33 @@ fn what_waits_on_a_node_that_crashes_neither_sends_nor_receives() {
 }
 
 #[test]
+fn what_would_travel_with_a_message_stays_if_its_receivers_node_has_crashed() {
+    let lab = Lab::new(2);
+    let mut owner = lab.start(1, "sysv");
+    let mut taker = lab.start(2, "sysv");
+    for process in [&mut owner, &mut taker] {
+        process.obey("segment 1 4096");
+        process.obey("queue 1");
+    }
+    for value in 1..6 {
+        owner.obey(&format!("fill {value}"));
+        owner.obey("send 7");
+        taker.tell("receive 7");
+        assert_eq!(taker.answer(), "7");
+        taker.obey(&format!("check {value}"));
+        taker.obey(&format!("fill -{value}"));
+    }
+    let pushes = lab.status(2)["coherence"]["pushes"].as_u64();
+    assert!(pushes >= Some(1), "{pushes:?}");
+    owner.obey("fill 6");
+    lab.labctl(&["crash", "node2"]).succeeded();
+    let members = || lab.status(1)["members"].as_array().map(Vec::len);
+    eventually("the node is gone", || members() == Some(1));
+    owner.obey("send 7");
+    owner.obey("check 6");
+}
+
+#[test]
 fn attaches_of_a_killed_process_are_counted_off() {
     let lab = Lab::new(2);
     let mut observer = lab.start(1, "sysv");
