@@ -15,6 +15,7 @@
 //!
 //! A program is one of `c-tests/build` or of `tests/programs`, by its name; see [`program`].
 
+pub mod chaos;
 mod process;
 mod solo;
 
@@ -225,7 +226,12 @@ impl Lab {
         Lab::of(nodes, &[], keys)
     }
 
-    fn of(nodes: usize, options: &[&str], release_keys: &str) -> Lab {
+    /// Both.
+    ///
+    /// # Panics
+    /// If it does not start.
+    #[must_use]
+    pub fn of(nodes: usize, options: &[&str], release_keys: &str) -> Lab {
         let mut command = migshm()
             .args(["lab", "--nodes", &nodes.to_string()])
             .args(options)
