@@ -80,8 +80,7 @@ pub fn run(setup: &Setup) -> Report {
         ..
     } = *setup;
     let schedule = Schedule::new(seed, nodes, clients, time, &setup.faults);
-    let can_cut = [Fault::Cut, Fault::CutCoordinator];
-    let networks = setup.faults.iter().any(|fault| can_cut.contains(fault));
+    let networks = setup.faults.iter().any(|fault| fault.is_cut());
     let options: &[&str] = if networks { &["--netns"] } else { &[] };
     let keys = if schedule.release { GUARDED_KEYS } else { "" };
     let directory = tempfile::Builder::new().prefix("migshm-chaos-").tempdir();

@@ -4,9 +4,12 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// The longest that a daemon is stopped, or a link cut, where the cluster is to go on as if nothing
-/// had been: well below the 3 s after which a node counts as dead.
+/// The longest that a daemon is stopped where the cluster is to go on as if nothing had been: well
+/// below the 3 s after which a node counts as dead.
 const BRIEF: Duration = Duration::from_millis(1500);
+/// The same of a link that is cut. QUIC probes a link ever more seldom: it may find the link mended
+/// only when as much time again has passed.
+const BRIEF_CUT: Duration = Duration::from_millis(700);
 /// Mean time between two faults of processes, and between the end of a fault of a host and the next.
 const MEAN_GAP: Duration = Duration::from_millis(400);
 
@@ -22,7 +25,7 @@ pub enum Fault {
     PauseDaemon,
     /// SIGSTOP of the coordinator, likewise.
     PauseCoordinator,
-    /// The link of a node is cut for less than 3 s, likewise.
+    /// The link of a node is cut for less than 1 s, likewise.
     Cut,
     /// The link of the coordinator, likewise.
     CutCoordinator,
@@ -79,6 +82,12 @@ impl Fault {
     #[must_use]
     pub fn is_of_process(self) -> bool {
         matches!(self, Fault::KillProcess | Fault::StopProcess)
+    }
+
+    /// Whether it needs a network that can be cut.
+    #[must_use]
+    pub fn is_cut(self) -> bool {
+        matches!(self, Fault::Cut | Fault::CutCoordinator)
     }
 
     fn is_of_coordinator(self) -> bool {
@@ -170,8 +179,9 @@ impl Schedule {
                     _ => 1 + random.below(nodes as u64) as usize,
                 };
                 // As many of 1 to 2 ms as of 1 to 2 s.
-                let lasts = BRIEF / (1 << random.below(11));
-                let lasts = lasts / 2 + random.up_to(lasts / 2);
+                let longest = if fault.is_cut() { BRIEF_CUT } else { BRIEF };
+                let longest = longest / (1 << random.below(11));
+                let lasts = longest / 2 + random.up_to(longest / 2);
                 events.push(Event {
                     at,
                     lasts,
@@ -180,6 +190,9 @@ impl Schedule {
                 });
                 at += random.up_to(2 * MEAN_GAP);
                 if !fault.is_of_process() {
+                    at += lasts;
+                }
+                if fault.is_cut() {
                     at += lasts;
                 }
             }
