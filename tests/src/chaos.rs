@@ -35,6 +35,9 @@ const GUARDED_KEYS: &str = "0x6d730001-0x6d730002";
 const EXIT_LOST: i32 = 7;
 /// How long a client may take to end when it is told to: a hang is a finding.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How late a step may be. Where the machine is slower, faults last longer, and follow each other sooner, than what
+/// is to be survived: then nothing is judged.
+const LATE: Duration = Duration::from_millis(400);
 /// How long clients work on when the last fault is over.
 const AFTERMATH: Duration = Duration::from_millis(500);
 
@@ -62,6 +65,8 @@ pub struct Report {
     pub operations: usize,
     /// What ought not to be.
     pub wrong: Vec<String>,
+    /// Why nothing was judged, if so: the machine was too slow to keep to the schedule.
+    pub void: Option<String>,
     /// Logs of clients and daemons, if anything is wrong.
     pub kept: Option<PathBuf>,
 }
@@ -89,7 +94,12 @@ pub fn run(setup: &Setup) -> Report {
     let mut scene = Scene::new(&lab, setup, &directory);
     scene.perform(&schedule);
     let operations = scene.end();
-    let mut wrong = scene.wrong;
+    let void = scene.void;
+    let mut wrong = if void.is_some() {
+        Vec::new()
+    } else {
+        scene.wrong
+    };
     if !wrong.is_empty() {
         keep_logs(&lab, &directory);
     }
@@ -105,6 +115,7 @@ pub fn run(setup: &Setup) -> Report {
         schedule,
         operations,
         wrong,
+        void,
         kept,
     }
 }
@@ -119,6 +130,7 @@ struct Scene<'a> {
     /// How many clients there have been.
     started: u32,
     wrong: Vec<String>,
+    void: Option<String>,
 }
 
 struct Client {
@@ -136,6 +148,7 @@ impl<'a> Scene<'a> {
             clients: Vec::new(),
             started: 0,
             wrong: Vec::new(),
+            void: None,
         };
         scene.clients.resize_with(setup.clients, || None);
         (0..setup.clients).for_each(|place| scene.start(place));
@@ -190,6 +203,11 @@ impl<'a> Scene<'a> {
                 (true, _) => self.disturb(event, begins),
                 (false, true) => self.inject(event),
                 (false, false) => self.heal(event),
+            }
+            let late = start.elapsed().saturating_sub(at);
+            if late > LATE && !event.fault.is_of_process() {
+                let seconds = late.as_secs_f64();
+                self.void = Some(format!("{seconds:.1} s late:{event}"));
             }
         }
         until(end.max(self.setup.time) + AFTERMATH);

@@ -16,7 +16,9 @@
 //! A program is one of `c-tests/build` or of `tests/programs`, by its name; see [`program`].
 
 pub mod chaos;
+pub mod decoders;
 mod process;
+mod random;
 mod solo;
 
 use std::ffi::OsStr;

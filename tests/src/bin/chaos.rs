@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     let minutes = args
         .minutes
         .map(|minutes| Duration::from_secs(60 * minutes));
-    let (mut runs, mut operations, mut injected) = (0, 0, 0);
+    let (mut runs, mut operations, mut injected, mut void) = (0, 0, 0, 0);
     while minutes.map_or(runs < args.runs, |time| start.elapsed() < time) {
         let setup = Setup {
             seed: args.seed.wrapping_add(runs),
@@ -64,16 +64,16 @@ fn main() -> ExitCode {
             "sequential"
         };
         let events = &report.schedule.events;
+        let verdict = match &report.void {
+            Some(reason) => format!("not judged, {reason}"),
+            None if report.wrong.is_empty() => "right".to_owned(),
+            None => "WRONG".to_owned(),
+        };
         println!(
-            "seed {}: {kind}, {} faults, {} operations: {}",
+            "seed {}: {kind}, {} faults, {} operations: {verdict}",
             setup.seed,
             events.len(),
             report.operations,
-            if report.wrong.is_empty() {
-                "right"
-            } else {
-                "WRONG"
-            }
         );
         if !report.wrong.is_empty() {
             events.iter().for_each(|event| println!("{event}"));
@@ -89,9 +89,16 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
         runs += 1;
+        if report.void.is_some() {
+            void += 1;
+            continue;
+        }
         operations += report.operations;
         injected += events.len();
     }
-    println!("{runs} runs, {injected} faults, {operations} operations, nothing wrong");
+    let judged = runs - void;
+    println!(
+        "{judged} runs, {injected} faults, {operations} operations, nothing wrong; {void} not judged"
+    );
     ExitCode::SUCCESS
 }

@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::random::Random;
+
 /// The longest that a daemon is stopped where the cluster is to go on as if nothing had been: well
 /// below the 3 s after which a node counts as dead.
 const BRIEF: Duration = Duration::from_millis(1500);
@@ -170,25 +172,25 @@ impl Schedule {
         let (of_processes, of_hosts): (Vec<Fault>, Vec<Fault>) =
             faults.iter().partition(|fault| fault.is_of_process());
         for faults in [of_processes, of_hosts] {
-            let mut at = random.up_to(2 * MEAN_GAP);
+            let mut at = up_to(&mut random, 2 * MEAN_GAP);
             while at < time && !faults.is_empty() {
-                let fault = faults[random.below(faults.len() as u64) as usize];
+                let fault = faults[random.index(faults.len())];
                 let target = match fault {
-                    _ if fault.is_of_process() => random.below(clients as u64) as usize,
+                    _ if fault.is_of_process() => random.index(clients),
                     _ if fault.is_of_coordinator() => 0,
-                    _ => 1 + random.below(nodes as u64) as usize,
+                    _ => 1 + random.index(nodes),
                 };
                 // As many of 1 to 2 ms as of 1 to 2 s.
                 let longest = if fault.is_cut() { BRIEF_CUT } else { BRIEF };
                 let longest = longest / (1 << random.below(11));
-                let lasts = longest / 2 + random.up_to(longest / 2);
+                let lasts = longest / 2 + up_to(&mut random, longest / 2);
                 events.push(Event {
                     at,
                     lasts,
                     fault,
                     target,
                 });
-                at += random.up_to(2 * MEAN_GAP);
+                at += up_to(&mut random, 2 * MEAN_GAP);
                 if !fault.is_of_process() {
                     at += lasts;
                 }
@@ -202,23 +204,8 @@ impl Schedule {
     }
 }
 
-/// SplitMix64.
-#[derive(Clone, Debug)]
-pub(super) struct Random(pub(super) u64);
-
-impl Random {
-    /// A number below `bound`.
-    pub(super) fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-
-    fn up_to(&mut self, longest: Duration) -> Duration {
-        Duration::from_micros(self.below(longest.as_micros() as u64 + 1))
-    }
+fn up_to(random: &mut Random, longest: Duration) -> Duration {
+    Duration::from_micros(random.below(longest.as_micros() as u64 + 1))
 }
 
 #[cfg(test)]
