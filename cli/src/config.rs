@@ -81,7 +81,7 @@ fn named_path(args: impl Iterator<Item = OsString>) -> Option<OsString> {
     None
 }
 
-fn defaults(mut command: Command, text: &str) -> anyhow::Result<Command> {
+pub(crate) fn defaults(mut command: Command, text: &str) -> anyhow::Result<Command> {
     let file: Table = text.parse()?;
     for (key, value) in &file {
         match (value, OPTIONS.iter().find(|(name, _)| name == key)) {

@@ -7,9 +7,9 @@ use std::collections::HashSet;
 
 use migshm_coordinator::Core;
 use migshm_protocol::call::{
-    Call, Caller, Errno, MsgCommand, NewPerm, SemCommand, ShmCommand, StatBy,
+    Call, Caller, Errno, MsgCommand, NewPerm, SemCommand, SetMemory, ShmCommand, StatBy,
 };
-use migshm_protocol::control::{FromCoordinator, ToCoordinator};
+use migshm_protocol::control::{Debt, FromCoordinator, SetState, ToCoordinator};
 use migshm_protocol::{Extent, NodeId, ProcessId, SegmentId, codec};
 use proptest::prelude::*;
 use support::*;
@@ -74,6 +74,8 @@ fn call() -> impl Strategy<Value = Call> {
         Just(MsgCommand::Limits),
         Just(MsgCommand::Usage),
     ];
+    let memory = vec![SetMemory::Wanted, SetMemory::Mapped, SetMemory::Unusable];
+    let memory = prop::sample::select(memory);
     let mtype = prop_oneof![9 => -3..4i64, 1 => any::<i64>()];
     let room = prop_oneof![9 => 0..20u64, 1 => any::<u64>()];
     prop_oneof![
@@ -81,7 +83,7 @@ fn call() -> impl Strategy<Value = Call> {
         4 => (id(), flags()).prop_map(|(id, flags)| Call::ShmAttach { id, flags }),
         1 => (id(), shm).prop_map(|(id, command)| Call::ShmCtl { id, command }),
         2 => (0..4i32, num(), flags()).prop_map(|(key, count, flags)| Call::SemGet { key, count, flags }),
-        6 => id().prop_map(semop),
+        6 => (id(), memory).prop_map(|(id, memory)| Call::SemOp { id, memory }),
         2 => (id(), sem).prop_map(|(id, command)| Call::SemCtl { id, command }),
         2 => (0..4i32, flags()).prop_map(|(key, flags)| Call::MsgGet { key, flags }),
         5 => (id(), flags()).prop_map(|(id, flags)| Call::MsgSend { id, flags }),
@@ -90,6 +92,23 @@ fn call() -> impl Strategy<Value = Call> {
         2 => (id(), msg).prop_map(|(id, command)| Call::MsgCtl { id, command }),
         2 => (id(), 0..4u16).prop_map(|(id, node)| Call::Accesses { id, node: NodeId(node), from: 0, requests: true }),
     ]
+}
+
+fn set_state() -> impl Strategy<Value = SetState> {
+    let value = prop_oneof![9 => 0..3u16, 1 => any::<u16>()];
+    let debt = (0..4u64, 0..4u16, any::<i16>()).prop_map(|(process, num, owed)| Debt {
+        process: ProcessId(process),
+        pid: 1,
+        num,
+        owed,
+    });
+    let values = prop::collection::vec(value, 0..4);
+    (values, prop::collection::vec(debt, 0..3)).prop_map(|(values, debts)| SetState {
+        pids: vec![1; values.len()],
+        values,
+        otime: 0,
+        debts,
+    })
 }
 
 fn message() -> impl Strategy<Value = ToCoordinator> {
@@ -123,6 +142,13 @@ fn message() -> impl Strategy<Value = ToCoordinator> {
         1 => segment().prop_map(|segment| ToCoordinator::FindSegment { segment }),
         1 => extent().prop_map(|extent| ToCoordinator::HomeMoved { extent }),
         1 => (0..9u64).prop_map(|number| ToCoordinator::Account { number }),
+        1 => (0..9u64).prop_map(|number| ToCoordinator::Query { number }),
+        1 => (extent(), 0..4u16)
+            .prop_map(|(extent, to)| ToCoordinator::ProposeHome { extent, to: NodeId(to) }),
+        1 => (segment(), prop::collection::vec((any::<u32>(), count()), 0..3))
+            .prop_map(|(segment, pages)| ToCoordinator::Wrote { segment, pages }),
+        3 => (id(), 0..4u64, set_state())
+            .prop_map(|(set, number, state)| ToCoordinator::Returned { set, number, state }),
     ]
 }
 

@@ -15,7 +15,10 @@
 //!
 //! A program is one of `c-tests/build` or of `tests/programs`, by its name; see [`program`].
 
+pub mod chaos;
+pub mod decoders;
 mod process;
+mod random;
 mod solo;
 
 use std::ffi::OsStr;
@@ -225,7 +228,12 @@ impl Lab {
         Lab::of(nodes, &[], keys)
     }
 
-    fn of(nodes: usize, options: &[&str], release_keys: &str) -> Lab {
+    /// Both.
+    ///
+    /// # Panics
+    /// If it does not start.
+    #[must_use]
+    pub fn of(nodes: usize, options: &[&str], release_keys: &str) -> Lab {
         let mut command = migshm()
             .args(["lab", "--nodes", &nodes.to_string()])
             .args(options)

@@ -171,6 +171,38 @@ fn who_does_not_read_is_cut_off() {
 }
 
 #[test]
+fn a_storm_of_packets_right_and_wrong_harms_nobody() {
+    if !is_root_for("becoming another user") {
+        return;
+    }
+    let scene = Scene::new();
+    let before = descriptors(scene.daemon());
+    for seed in ["1", "2"] {
+        run(&mut scene.part("storm", &[seed])).succeeded();
+    }
+    eventually("what it opened is closed", || {
+        descriptors(scene.daemon()) <= before + SLACK
+    });
+    // What it has made are objects, of which there are no more than the limits allow.
+    assert!(resident(scene.daemon()) < 64 << 10, "KiB");
+    scene.assert_unharmed();
+}
+
+#[test]
+fn who_vanishes_at_any_moment_leaves_nothing() {
+    if !is_root_for("becoming another user") {
+        return;
+    }
+    let scene = Scene::new();
+    let before = descriptors(scene.daemon());
+    run(&mut scene.part("vanish", &[])).succeeded();
+    eventually("what it opened is closed", || {
+        descriptors(scene.daemon()) <= before + SLACK
+    });
+    scene.assert_unharmed();
+}
+
+#[test]
 fn a_crowd_of_one_user_leaves_room_for_others() {
     if !is_root_for("becoming another user") {
         return;

@@ -12,6 +12,7 @@ use migshm_protocol::call::{
 };
 use migshm_protocol::codec;
 use migshm_protocol::local::{FromNode, LOCAL_VERSION, ToNode};
+use migshm_tests::decoders;
 
 /// Room for any packet.
 const PACKET: usize = 256 * 1024;
@@ -33,6 +34,8 @@ fn main() {
         "anchors" => anchors(socket, number(0)),
         "inherit" => inherit(socket, number(0)),
         "lend" => lend(socket, number(0), &rest[1]),
+        "storm" => storm(socket, number(0)),
+        "vanish" => vanish(socket),
         _ => exit(2),
     }
     println!("done");
@@ -386,6 +389,66 @@ fn lend(socket: &str, segment: i32, program: &str) {
     assert_eq!(answer, FromNode::Answer { id, outcome });
 }
 
+/// Sends packets of every kind in any order, half of them damaged, on as many connections one after the other as are
+/// cut off.
+fn storm(socket: &str, seed: i32) {
+    const PACKETS: u64 = 20_000;
+    let samples = decoders::samples("local");
+    let first = u64::from(seed.unsigned_abs()) << 32;
+    let mut client = Client::greeting(socket, 0, 0);
+    for seed in first..first + PACKETS {
+        let bytes = match seed % 2 {
+            0 => samples[seed as usize / 2 % samples.len()].clone(),
+            _ => decoders::mutate(&samples, seed),
+        };
+        // The answers are not looked at, but read: who does not read is cut off.
+        if client.send_bytes(&bytes, &[]).is_err() || !client.drain() {
+            client = Client::greeting(socket, 0, 0);
+        }
+    }
+}
+
+/// Ends connections at every moment: before a greeting, with nothing said, with half a packet, in the midst of a call that
+/// waits, with an answer unread.
+fn vanish(socket: &str) {
+    let hello = ToNode::Hello {
+        version: LOCAL_VERSION,
+        forked_from: 0,
+        anchor: 0,
+    };
+    let hello = packet(&hello, &[]);
+    for _ in 0..100 {
+        drop(Client::connect(socket));
+        for bytes in [&hello[..], &hello[..1], &[]] {
+            Client::connect(socket).send_bytes(bytes, &[]).ok();
+        }
+        let mut client = Client::greeting(socket, 0, 0);
+        let private = Call::SemGet {
+            key: 0,
+            count: 1,
+            flags: 0o600,
+        };
+        let Ok(Answer::Value(id)) = client.call(private, &[]) else {
+            panic!("no set")
+        };
+        let call = Call::SemOp {
+            id,
+            memory: SetMemory::Unusable,
+        };
+        let wait = ToNode::Call { id: 70, call };
+        client.send(&wait, &[0, 0, 0xff, 0xff, 0, 0], &[]).ok();
+        drop(client);
+        let mut client = Client::greeting(socket, 0, 0);
+        client.send(&ToNode::Status { id: 1 }, &[], &[]).ok();
+        drop(client);
+        let mut client = Client::greeting(socket, 0, 0);
+        let command = SemCommand::Remove;
+        client
+            .call(Call::SemCtl { id, command }, &[])
+            .expect("it is ours");
+    }
+}
+
 /// Runs a part in a child that must succeed.
 fn in_child(part: impl FnOnce()) {
     // SAFETY: this process has one thread.
@@ -535,6 +598,24 @@ impl Client {
             Ok(length) => {
                 let (message, _) = codec::decode(&bytes[..length]).expect("a message");
                 Ok((message, descriptor))
+            }
+        }
+    }
+
+    /// Reads what is there, without looking at it; whether the connection stands.
+    fn drain(&mut self) -> bool {
+        let mut bytes = [0u8; 4096];
+        loop {
+            // SAFETY: a live buffer and its length.
+            let got = unsafe {
+                let socket = self.socket.as_raw_fd();
+                let flags = libc::MSG_DONTWAIT;
+                libc::recv(socket, bytes.as_mut_ptr().cast(), bytes.len(), flags)
+            };
+            match got {
+                0 => return false,
+                1.. => {}
+                _ => return io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock,
             }
         }
     }
