@@ -86,7 +86,7 @@ fn with_port(address: &str) -> Result<String, Infallible> {
     })
 }
 
-/// Serves nodes until SIGINT or SIGTERM.
+/// Serves nodes until SIGINT or SIGTERM; SIGHUP has it read its certificates again.
 pub fn coordinator(args: CoordinatorArgs) -> anyhow::Result<ExitCode> {
     // SAFETY: the command line says that this descriptor was passed for this use.
     let mut ready = args.ready_fd.map(|fd| unsafe { File::from_raw_fd(fd) });
@@ -96,6 +96,7 @@ pub fn coordinator(args: CoordinatorArgs) -> anyhow::Result<ExitCode> {
     let result = runtime.block_on(async {
         let identity = Identity::load(&args.pki, &Peer::Coordinator)?;
         let endpoint = Endpoint::bind(args.listen, &identity)?;
+        let renewals = migshm_transport::follow(endpoint.clone(), args.pki.clone())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         tracing::info!(address = %endpoint.local_address()?, pki = %args.pki.display(), "serving");
@@ -104,6 +105,7 @@ pub fn coordinator(args: CoordinatorArgs) -> anyhow::Result<ExitCode> {
                 .context("cannot tell that the coordinator serves")?;
         }
         tokio::select! {
+            never = renewals => match never {},
             () = server::serve(endpoint.clone(), Core::new().with_rules(args.release_keys)) => {}
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}

@@ -155,7 +155,8 @@ pub enum Error {
     Io(#[from] io::Error),
 }
 
-/// Serves until a signal, or until nothing is left to serve where `config.autostart` says so.
+/// Serves until SIGINT or SIGTERM, or until nothing is left to serve where `config.autostart` says
+/// so. SIGHUP has a node of a cluster read its certificates again.
 ///
 /// # Errors
 /// [`Error`], also told on `config.ready_fd`.
@@ -372,6 +373,7 @@ async fn join(config: &Config, coordinator: &str, budget: u64) -> Result<Members
     let pki = config.pki.as_ref().ok_or(Error::NoPki)?;
     let identity = Identity::load(pki, &Peer::node(&config.name)?)?;
     let endpoint = Endpoint::bind(config.listen, &identity)?;
+    spawn_local(migshm_transport::follow(endpoint.clone(), pki.clone())?);
     let unresolved = |cause| Error::Resolve {
         coordinator: coordinator.to_owned(),
         cause,
