@@ -34,7 +34,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use migshm_coordinator::Core;
+use migshm_coordinator::{Core, Quotas};
 use migshm_protocol::control::{FromCoordinator, ToCoordinator};
 use migshm_protocol::local::{CLUSTER, SOCKET};
 use migshm_protocol::{NodeId, VERSION};
@@ -340,7 +340,12 @@ fn embedded(
     device: Option<File>,
     memory: Memory,
 ) -> Result<daemon::Shared, Error> {
-    let mut core = Box::new(Core::new());
+    let quotas = if start::is_for_all_users() {
+        Quotas::default()
+    } else {
+        Quotas::NONE
+    };
+    let mut core = Box::new(Core::new().with_quotas(quotas));
     let mut outputs = Vec::new();
     let (id, epoch) = core
         .join(name.clone(), address, budget, &mut outputs)
