@@ -379,31 +379,27 @@ fn a_user_who_creates_all_that_he_can_leaves_enough_for_others() {
     let scene = Scene::new();
     let mut greedy = Process::start(&mut scene.part("greed", &[]));
     assert_eq!(greedy.answer(), "2048 16000 4000");
-    // Another of his, and what privileges are worth.
+    // Another of his; and root, who has no quota.
     let mut again = Process::start(&mut scene.part("greed", &[]));
     assert_eq!(again.answer(), "0 0 0");
-    let mut capable = command("setpriv");
-    capable
-        .args(["--reuid=nobody", "--regid=nogroup", "--clear-groups"])
-        .args(["--inh-caps=+sys_resource", "--ambient-caps=+sys_resource"])
-        .args([scene.hostile.as_path(), &scene.socket()])
-        .arg("greed");
-    let mut capable = Process::start(&mut capable);
-    // The first segment and the first set of all are root's.
-    assert_eq!(capable.answer(), "2047 15999 28000");
-    for process in [&mut greedy, &mut again, &mut capable] {
+    let mut root = command(&scene.hostile);
+    let mut root = Process::start(root.arg(scene.socket()).arg("greed"));
+    // The first segment and the first set of all are root's too.
+    assert_eq!(root.answer(), "2047 15999 28000");
+    for process in [&mut greedy, &mut again, &mut root] {
         process.tell("end");
+        assert_eq!(process.answer(), "done");
     }
-    drop((greedy, again, capable));
     let mut usage = migshm_tests::migshm();
     usage
         .args(["ipcs", "--users", "--json"])
         .env("MIGSHM_RUNTIME_DIR", scene.solo.runtime_dir());
     let usage = run(&mut usage).succeeded().json();
     let expected = serde_json::json!([
-        {"uid": 0, "segments": 1, "bytes": 4096, "sets": 1, "semaphores": 1, "queues": 0},
-        {"uid": 65534, "segments": 4095, "bytes": 4095 * 4096,
-         "sets": 31999, "semaphores": 31999, "queues": 32000},
+        {"uid": 0, "segments": 2048, "bytes": 2048 * 4096,
+         "sets": 16000, "semaphores": 16000, "queues": 28000},
+        {"uid": 65534, "segments": 2048, "bytes": 2048 * 4096,
+         "sets": 16000, "semaphores": 16000, "queues": 4000},
     ]);
     assert_eq!(usage["users"], expected);
 }
