@@ -18,6 +18,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail};
 use clap::Command;
+use migshm_coordinator::Quotas;
 use toml::{Table, Value};
 
 /// Environment variable with the file's path.
@@ -27,7 +28,7 @@ pub const DEFAULT_PATH: &str = "/etc/migshm/migshm.toml";
 
 /// What may be set for each subcommand.
 const OPTIONS: [(&str, &[&str]); 5] = [
-    ("coordinator", &["listen", "pki", "release-keys"]),
+    ("coordinator", &["listen", "pki", "release-keys", "quota"]),
     (
         "node",
         &[
@@ -157,6 +158,39 @@ impl FromStr for Size {
     }
 }
 
+/// Quotas of users, as people write them: `segments=100,bytes=4G`. What is not named has its default;
+/// `none` means no quota.
+pub fn quotas(text: &str) -> Result<Quotas, String> {
+    const NAMES: &str = "segments, bytes, sets, semaphores, queues";
+    let mut quotas = Quotas::default();
+    for part in text
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+    {
+        let (name, value) = part
+            .split_once('=')
+            .ok_or_else(|| format!("{part:?} is no quota, like segments=100"))?;
+        let most = match value.trim() {
+            "none" => u64::MAX,
+            value => {
+                Size::from_str(value)
+                    .map_err(|error| format!("{part:?}: {error}"))?
+                    .0
+            }
+        };
+        match name.trim() {
+            "segments" => quotas.segments = most,
+            "bytes" => quotas.bytes = Some(most),
+            "sets" => quotas.sets = most,
+            "semaphores" => quotas.semaphores = most,
+            "queues" => quotas.queues = most,
+            name => return Err(format!("there is no quota of {name:?}, but of {NAMES}")),
+        }
+    }
+    Ok(quotas)
+}
+
 /// This machine's name as a node: the host name's first label, in lower case.
 pub fn node_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -274,6 +308,28 @@ mod tests {
         );
         assert_eq!(args(&["migshm", "--config=b", "node"]).unwrap(), "b");
         assert_eq!(args(&["migshm", "run", "--", "x", "--config", "c"]), None);
+    }
+
+    #[test]
+    fn quotas_are_named() {
+        assert_eq!(quotas(""), Ok(Quotas::default()));
+        let some = quotas("segments=2K, bytes=4G,queues=none").unwrap();
+        let expected = Quotas {
+            segments: 2048,
+            bytes: Some(4 << 30),
+            queues: u64::MAX,
+            ..Quotas::default()
+        };
+        assert_eq!(some, expected);
+        for bad in [
+            "segments",
+            "segments=",
+            "segments=-1",
+            "pages=1",
+            "bytes=none of it",
+        ] {
+            assert!(quotas(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

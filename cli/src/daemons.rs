@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use migshm_coordinator::{Core, Rules, server};
+use migshm_coordinator::{Core, Quotas, Rules, server};
 use migshm_transport::{Endpoint, Identity, Peer};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -35,6 +35,16 @@ pub struct CoordinatorArgs {
         default_value = ""
     )]
     release_keys: Rules,
+    /// The most that one user may create: segments, bytes (of segments), sets, semaphores, queues, each as NAME=NUMBER or NAME=none, separated by commas [default: half of what there is, at most 1048576 semaphores and 4000 queues]. Not for root and CAP_SYS_RESOURCE.
+    #[arg(
+        long,
+        value_name = "QUOTAS",
+        env = "MIGSHM_QUOTA",
+        default_value = "",
+        hide_default_value = true,
+        value_parser = config::quotas
+    )]
+    quota: Quotas,
     /// Inherited pipe on which to tell that the coordinator serves ('+'), or why it cannot.
     #[arg(long, value_name = "FD", hide = true)]
     ready_fd: Option<i32>,
@@ -86,7 +96,7 @@ fn with_port(address: &str) -> Result<String, Infallible> {
     })
 }
 
-/// Serves nodes until SIGINT or SIGTERM.
+/// Serves nodes until SIGINT or SIGTERM; SIGHUP has it read its certificates again.
 pub fn coordinator(args: CoordinatorArgs) -> anyhow::Result<ExitCode> {
     // SAFETY: the command line says that this descriptor was passed for this use.
     let mut ready = args.ready_fd.map(|fd| unsafe { File::from_raw_fd(fd) });
@@ -96,6 +106,10 @@ pub fn coordinator(args: CoordinatorArgs) -> anyhow::Result<ExitCode> {
     let result = runtime.block_on(async {
         let identity = Identity::load(&args.pki, &Peer::Coordinator)?;
         let endpoint = Endpoint::bind(args.listen, &identity)?;
+        let core = Core::new()
+            .with_rules(args.release_keys)
+            .with_quotas(args.quota);
+        let renewals = migshm_transport::follow(endpoint.clone(), args.pki.clone())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         tracing::info!(address = %endpoint.local_address()?, pki = %args.pki.display(), "serving");
@@ -104,7 +118,8 @@ pub fn coordinator(args: CoordinatorArgs) -> anyhow::Result<ExitCode> {
                 .context("cannot tell that the coordinator serves")?;
         }
         tokio::select! {
-            () = server::serve(endpoint.clone(), Core::new().with_rules(args.release_keys)) => {}
+            never = renewals => match never {},
+            () = server::serve(endpoint.clone(), core) => {}
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }

@@ -3,6 +3,8 @@
 //! The tools are clients like any program: the daemon answers them with what their user may see
 //! and do.
 
+mod users;
+
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
@@ -20,6 +22,7 @@ use serde_json::{Value, json};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::config;
+use users::Names;
 
 /// `shm_perm.mode` bits that `shmctl(2)` documents.
 const SHM_DEST: u32 = 0o1000;
@@ -61,6 +64,9 @@ pub struct IpcsArgs {
     /// Semaphore sets.
     #[arg(short = 's', long = "semaphores")]
     semaphores: bool,
+    /// Instead: what each user has created of all, as quotas count it.
+    #[arg(short = 'u', long = "users", conflicts_with_all = ["queues", "shmems", "semaphores"])]
+    users: bool,
 }
 
 /// Remove message queues, segments and semaphore sets from the cluster, like ipcrm(1).
@@ -285,6 +291,9 @@ fn plain(value: &Value) -> String {
 /// Prints the objects, in the tables of util-linux.
 pub fn ipcs(args: IpcsArgs) -> anyhow::Result<ExitCode> {
     let mut client = Client::connect(&args.daemon)?;
+    if args.users {
+        return users::show(&mut client, args.json);
+    }
     let all = !(args.queues || args.shmems || args.semaphores);
     let queues = (all || args.queues).then(|| client.queues()).transpose()?;
     let segments = (all || args.shmems)
@@ -305,7 +314,7 @@ pub fn ipcs(args: IpcsArgs) -> anyhow::Result<ExitCode> {
         println!("{}", serde_json::to_string_pretty(&tables)?);
         return Ok(ExitCode::SUCCESS);
     }
-    let users = Users::load();
+    let names = Names::load();
     if let Some(queues) = queues {
         println!("\n------ Message Queues --------");
         println!(
@@ -317,7 +326,7 @@ pub fn ipcs(args: IpcsArgs) -> anyhow::Result<ExitCode> {
                 "0x{:08x} {:<10} {:<10.10} {:<10o} {:<12} {:<12}",
                 q.perm.key,
                 q.id,
-                users.name(q.perm.uid),
+                names.name(q.perm.uid),
                 q.perm.mode & PERMISSIONS,
                 q.cbytes,
                 q.qnum
@@ -345,7 +354,7 @@ pub fn ipcs(args: IpcsArgs) -> anyhow::Result<ExitCode> {
                 "0x{:08x} {:<10} {:<10.10} {:<10o} {:<10} {:<10} {:<12} {dest:<6} {locked:<6}",
                 s.perm.key,
                 s.id,
-                users.name(s.perm.uid),
+                names.name(s.perm.uid),
                 s.perm.mode & PERMISSIONS,
                 s.size,
                 s.nattch,
@@ -364,7 +373,7 @@ pub fn ipcs(args: IpcsArgs) -> anyhow::Result<ExitCode> {
                 "0x{:08x} {:<10} {:<10.10} {:<10o} {:<10}",
                 s.perm.key,
                 s.id,
-                users.name(s.perm.uid),
+                names.name(s.perm.uid),
                 s.perm.mode & PERMISSIONS,
                 s.nsems
             );
@@ -495,26 +504,6 @@ pub fn describe(errno: Errno) -> String {
         Errno::EIDRM | Errno::EINVAL | Errno::ENOENT => "does not exist".to_owned(),
         Errno::EPERM | Errno::EACCES => "permission denied".to_owned(),
         Errno(number) => io::Error::from_raw_os_error(number).to_string(),
-    }
-}
-
-/// Names of users, from `/etc/passwd`.
-struct Users(Vec<(u32, String)>);
-
-impl Users {
-    fn load() -> Users {
-        let text = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-        let users = text.lines().filter_map(|line| {
-            let mut fields = line.split(':');
-            let name = fields.next()?.to_owned();
-            Some((fields.nth(1)?.parse().ok()?, name))
-        });
-        Users(users.collect())
-    }
-
-    fn name(&self, uid: u32) -> String {
-        let known = self.0.iter().find(|(id, _)| *id == uid);
-        known.map_or_else(|| uid.to_string(), |(_, name)| name.clone())
     }
 }
 

@@ -88,6 +88,54 @@ fn certificates_are_made_shown_and_never_overwritten() {
 }
 
 #[test]
+fn certificates_are_renewed_revoked_and_moved_to_another_authority() {
+    let directory = tempfile::tempdir().unwrap();
+    let pki = directory.path().join("pki");
+    let does = |args: &[&str]| {
+        let mut command = migshm(&["pki"]);
+        output(command.args(args).env("MIGSHM_PKI", &pki))
+    };
+    let works = |args: &[&str]| {
+        let (status, printed, error) = does(args);
+        assert_eq!(status, Some(0), "{args:?}: {error}");
+        printed
+    };
+    works(&["init"]);
+    works(&["coordinator"]);
+    works(&["node", "--name", "n1", "--days", "3"]);
+    let days = works(&["show"]);
+    for (days, complaint) in [("0", "0 is not in 1..=3650"), ("x", "invalid digit")] {
+        let (status, _, error) = does(&["node", "--name", "n2", "--days", days]);
+        assert_ne!(status, Some(0));
+        assert!(error.contains(complaint), "{error}");
+    }
+
+    works(&["renew", "n1"]);
+    assert_ne!(works(&["show"]), days);
+    works(&["rotate-ca"]);
+    assert_eq!(
+        works(&["show"]).matches(", of a former authority").count(),
+        2
+    );
+    let (status, _, error) = does(&["retire-ca"]);
+    assert_eq!(status, Some(1));
+    assert!(error.contains("coordinator.pem was issued by"), "{error}");
+    assert_eq!(works(&["renew"]).lines().count(), 2);
+    works(&["retire-ca"]);
+    assert!(!works(&["show"]).contains("former"));
+
+    works(&["revoke", "n1"]);
+    let (status, shown, _) = does(&["show"]);
+    assert_eq!(status, Some(1));
+    assert!(shown.contains("n1.pem has been revoked"), "{shown}");
+    let (status, _, error) = does(&["revoke", "n2"]);
+    assert_eq!(status, Some(1));
+    assert!(error.contains("n2.pem does not exist"), "{error}");
+    let (_, _, error) = does(&["renew", "N_1"]);
+    assert!(error.contains("\"N_1\" is not a node name"), "{error}");
+}
+
+#[test]
 fn flags_override_the_environment_which_overrides_the_file() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("migshm.toml");

@@ -12,8 +12,10 @@ use migshm_protocol::call::{Caller, Errno, Perm, StatBy};
 use migshm_protocol::limits::IPCMNI;
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 use crate::perm;
+use crate::quotas::Amount;
 
 /// `IPC_PRIVATE`: the key that never finds anything.
 pub(crate) const IPC_PRIVATE: i32 = 0;
@@ -34,6 +36,12 @@ pub(crate) struct Entry<T> {
     pub(crate) object: T,
 }
 
+/// What a user's quota bounds beside the number of objects.
+pub(crate) trait Contents {
+    /// How much of it this object is; it never changes.
+    fn contents(&self) -> u64;
+}
+
 /// The objects of one kind.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Table<T> {
@@ -46,9 +54,11 @@ pub(crate) struct Table<T> {
     /// The index given out last.
     last: Option<usize>,
     sequence: u16,
+    /// What each user has created that exists.
+    created: BTreeMap<u32, Amount>,
 }
 
-impl<T> Table<T> {
+impl<T: Contents> Table<T> {
     pub(crate) fn new(limit: usize) -> Table<T> {
         Table {
             slots: Vec::new(),
@@ -58,6 +68,7 @@ impl<T> Table<T> {
             next: 0,
             last: None,
             sequence: 0,
+            created: BTreeMap::new(),
         }
     }
 
@@ -92,6 +103,21 @@ impl<T> Table<T> {
         Ok(Some(id))
     }
 
+    /// ENOSPC if an object with these contents would be more than the caller may create.
+    pub(crate) fn check_quota(
+        &self,
+        caller: &Caller,
+        quota: Amount,
+        contents: u64,
+    ) -> Result<(), Errno> {
+        let has = self.created.get(&caller.uid).copied().unwrap_or_default();
+        has.plus(Amount {
+            objects: 1,
+            contents,
+        })
+        .check(quota, caller)
+    }
+
     /// Adds the object that `make` builds from its id; ENOSPC at the limit.
     pub(crate) fn insert(
         &mut self,
@@ -116,10 +142,13 @@ impl<T> Table<T> {
             self.slots.resize_with(index + 1, || None);
         }
         let perm = perm::new(key, self.sequence, flags.cast_unsigned(), caller);
-        self.slots[index] = Some(Entry {
+        let entry = Entry {
             perm,
             object: make(id),
-        });
+        };
+        let created = self.created.entry(perm.cuid).or_default();
+        *created = created.plus(entry.amount());
+        self.slots[index] = Some(entry);
         self.in_use += 1;
         if key != IPC_PRIVATE {
             self.keys.insert(key, id);
@@ -196,6 +225,12 @@ impl<T> Table<T> {
         self.get(id).ok()?;
         let entry = self.slots[index_of(id).ok()?].take()?;
         self.in_use -= 1;
+        if let Some(created) = self.created.get_mut(&entry.perm.cuid) {
+            *created = created.minus(entry.amount());
+            if created.objects == 0 {
+                self.created.remove(&entry.perm.cuid);
+            }
+        }
         if entry.perm.key != IPC_PRIVATE {
             self.keys.remove(&entry.perm.key);
         }
@@ -226,6 +261,15 @@ impl<T> Table<T> {
             .take(self.slots.len())
             .filter_map(|index| self.at(index).ok().map(|(id, _)| id))
             .collect()
+    }
+}
+
+impl<T: Contents> Entry<T> {
+    fn amount(&self) -> Amount {
+        Amount {
+            objects: 1,
+            contents: self.object.contents(),
+        }
     }
 }
 

@@ -7,8 +7,8 @@
 //! calls on the kernel and compare.
 //!
 //! ```text
-//!            ids, keys, limits   permissions
-//!                  [ids]           [perm]
+//!     ids, keys, limits   permissions   quotas of users
+//!                  [ids]     [perm]     [quotas]
 //!                     ╲             ╱
 //!   [sem] semget, semop, semctl   [shm] shmget, shmat, shmctl ── [placement] Solo, Shared, homes
 //!     │ set, queue, undo                │                             │
@@ -33,6 +33,7 @@ mod notices;
 mod perm;
 mod placement;
 mod processes;
+mod quotas;
 mod rules;
 mod sem;
 pub mod server;
@@ -45,6 +46,7 @@ use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
 pub use members::JoinError;
+pub use quotas::Quotas;
 pub use rules::Rules;
 
 use accounts::Accounts;
@@ -77,6 +79,7 @@ pub struct Core {
     accounts: Accounts,
     notices: Notices,
     rules: Rules,
+    quotas: Quotas,
     protocol_errors: u64,
 }
 
@@ -97,6 +100,7 @@ struct Objects<'a> {
 /// What the calls on objects need besides their objects.
 struct Context<'a> {
     now: i64,
+    quotas: Quotas,
     members: &'a mut Members,
     processes: &'a mut Processes,
     out: &'a mut Vec<Output>,
@@ -121,6 +125,7 @@ impl Core {
             accounts: Accounts::default(),
             notices: Notices::default(),
             rules: Rules::default(),
+            quotas: Quotas::default(),
             protocol_errors: 0,
         }
     }
@@ -129,6 +134,12 @@ impl Core {
     #[must_use]
     pub fn with_rules(self, rules: Rules) -> Core {
         Core { rules, ..self }
+    }
+
+    /// Has users have no more than this, from now on; what they have stays.
+    #[must_use]
+    pub fn with_quotas(self, quotas: Quotas) -> Core {
+        Core { quotas, ..self }
     }
 
     /// A node becomes a member: under a new name, or under that of one that has left. Returns its
@@ -397,7 +408,7 @@ impl Core {
             }
             Call::ShmCtl { id, command } => Some(segments.control(request, id, command, &mut cx)),
             Call::SemGet { key, count, flags } => {
-                Some(sets.get(request, key, count, flags, now).map(Answer::Value))
+                Some(sets.get(request, key, count, flags, &cx).map(Answer::Value))
             }
             Call::SemOp { id, memory } => sets
                 .operate(request, id, memory, raw, &mut cx)
@@ -406,7 +417,7 @@ impl Core {
                 Some(with_raw(sets.control(request, id, command, raw, &mut cx)))
             }
             Call::MsgGet { key, flags } => {
-                Some(queues.get(request, key, flags, now).map(Answer::Value))
+                Some(queues.get(request, key, flags, &cx).map(Answer::Value))
             }
             Call::MsgSend { id, flags } => queues.send(request, id, flags, raw, &mut cx),
             Call::MsgReceive {
@@ -501,6 +512,7 @@ impl Core {
         };
         let cx = Context {
             now,
+            quotas: self.quotas,
             members: &mut self.members,
             processes: &mut self.processes,
             out,

@@ -9,8 +9,9 @@ use migshm_protocol::call::{Answer, Errno, MsgCommand, MsgLimits, MsgStatus, Out
 use migshm_protocol::limits::{MSGMAX, MSGMNB, MSGMNI};
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Entry, Table};
+use crate::ids::{Contents, Entry, Table};
 use crate::processes::{Awaited, CallKey};
+use crate::quotas::Amount;
 use crate::{Context, Request, perm};
 use queue::{Message, Queue, Receiver, Room, Sender, Wanted};
 
@@ -35,6 +36,13 @@ pub(crate) struct MsgQueues {
     table: Table<Queue>,
 }
 
+/// Its capacity is the same for all who have a quota.
+impl Contents for Queue {
+    fn contents(&self) -> u64 {
+        0
+    }
+}
+
 impl MsgQueues {
     pub(crate) fn new() -> MsgQueues {
         MsgQueues {
@@ -53,13 +61,18 @@ impl MsgQueues {
         request: &Request<'_>,
         key: i32,
         flags: i32,
-        now: i64,
+        cx: &Context<'_>,
     ) -> Result<i32, Errno> {
         if let Some(id) = self.table.find(key, flags, request.caller, |_| true)? {
             return Ok(id);
         }
+        let quota = Amount {
+            objects: cx.quotas.queues,
+            contents: 0,
+        };
+        self.table.check_quota(request.caller, quota, 0)?;
         self.table
-            .insert(key, flags, request.caller, |_| Queue::new(now))
+            .insert(key, flags, request.caller, |_| Queue::new(cx.now))
     }
 
     /// `msgsnd`, with its message in `raw`. `None`: the call is blocked.

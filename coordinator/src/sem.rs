@@ -16,9 +16,10 @@ use migshm_protocol::control::{FromCoordinator, SetState};
 use migshm_protocol::limits::{SEMMNI, SEMMNS, SEMMSL, SEMOPM, SEMVMX};
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Entry, Table};
+use crate::ids::{Contents, Entry, Table};
 use crate::perm;
 use crate::processes::{Awaited, CallKey, ProcessKey, Wake};
+use crate::quotas::Amount;
 use crate::{Context, Output, Request};
 pub(crate) use delegation::{Held, HeldCall};
 use queue::Waiter;
@@ -38,6 +39,13 @@ const SEMUSZ: i32 = 20;
 pub(crate) struct SemSets {
     table: Table<SemSet>,
     semaphores: i32,
+}
+
+/// Its semaphores.
+impl Contents for SemSet {
+    fn contents(&self) -> u64 {
+        self.len() as u64
+    }
 }
 
 impl SemSets {
@@ -60,7 +68,7 @@ impl SemSets {
         key: i32,
         count: i32,
         flags: i32,
-        now: i64,
+        cx: &Context<'_>,
     ) -> Result<i32, Errno> {
         let size = usize::try_from(count).map_err(|_| Errno::EINVAL)?;
         if count > SEMMSL {
@@ -78,9 +86,14 @@ impl SemSets {
         if count > SEMMNS - self.semaphores {
             return Err(Errno::ENOSPC);
         }
+        let quota = Amount {
+            objects: cx.quotas.sets,
+            contents: cx.quotas.semaphores,
+        };
+        self.table.check_quota(request.caller, quota, size as u64)?;
         let id = self
             .table
-            .insert(key, flags, request.caller, |_| SemSet::new(size, now))?;
+            .insert(key, flags, request.caller, |_| SemSet::new(size, cx.now))?;
         self.semaphores += count;
         Ok(id)
     }

@@ -90,8 +90,14 @@ impl Server {
                 return link.sender.close(&reason);
             }
         };
-        self.outlast(&application.name).await;
-        match self.join(application, &link) {
+        let admitted = match admissible(&application, &link.peer) {
+            Ok(()) => {
+                self.outlast(&application.name).await;
+                self.join(application, &link)
+            }
+            Err(reason) => Err(reason),
+        };
+        match admitted {
             Ok(membership) => {
                 let name = link.peer.file_stem();
                 tracing::info!(node = %membership.node, name, %address, epoch = membership.epoch, "joined");
@@ -113,22 +119,11 @@ impl Server {
 
     fn join(&self, application: Application, link: &Link) -> Result<Membership, String> {
         let Application {
-            version,
             name,
             address,
             memory,
+            ..
         } = application;
-        if !VERSION.accepts(version) {
-            return Err(format!(
-                "the coordinator speaks version {VERSION}, the node {version}"
-            ));
-        }
-        if link.peer != Peer::Node(name.clone()) {
-            return Err(format!(
-                "the certificate is that of {}, not of node {name}",
-                link.peer
-            ));
-        }
         let mut state = self.lock();
         state.supersede(&name);
         let State { core, links, out } = &mut *state;
@@ -267,6 +262,22 @@ async fn application(receiver: &mut FrameReceiver) -> Result<Application, String
         Ok(_) => Err("the first message must be a Join".to_owned()),
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// Whether a peer may join like this. Until it may, it does nothing to the member of that name.
+fn admissible(application: &Application, peer: &Peer) -> Result<(), String> {
+    let Application { version, name, .. } = application;
+    if !VERSION.accepts(*version) {
+        return Err(format!(
+            "the coordinator speaks version {VERSION}, the node {version}"
+        ));
+    }
+    if *peer != Peer::Node(name.clone()) {
+        return Err(format!(
+            "the certificate is that of {peer}, not of node {name}"
+        ));
+    }
+    Ok(())
 }
 
 /// Seconds since the epoch.

@@ -16,10 +16,11 @@ use migshm_protocol::{Extent, NodeId, SegmentId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-use crate::ids::{Entry, Table};
+use crate::ids::{Contents, Entry, Table};
 use crate::notices::Notices;
 use crate::placement::{Admission, Pages, WaitingAttach};
 use crate::processes::{Awaited, CallKey, Wake};
+use crate::quotas::Amount;
 use crate::{Context, Output, Request, perm};
 
 /// Flag of `shmget`: do not count the size against memory.
@@ -80,6 +81,13 @@ struct Segment {
     pages: Pages,
 }
 
+/// Its bytes, in whole pages.
+impl Contents for Segment {
+    fn contents(&self) -> u64 {
+        whole_pages(self.size)
+    }
+}
+
 impl Segments {
     pub(crate) fn new() -> Segments {
         Segments {
@@ -121,6 +129,12 @@ impl Segments {
         if size > MAX_SIZE || (flags & SHM_NORESERVE == 0 && size > cx.members.total_memory()) {
             return Err(Errno::ENOMEM);
         }
+        let quota = Amount {
+            objects: cx.quotas.segments,
+            contents: cx.quotas.bytes.unwrap_or(cx.members.total_memory() / 2),
+        };
+        self.table
+            .check_quota(request.caller, quota, whole_pages(size))?;
         let created = self.created;
         let id = self
             .table
@@ -612,6 +626,11 @@ fn check_huge(flags: i32, caller: &Caller) -> Result<(), Errno> {
         return Err(Errno::EINVAL);
     }
     perm::check_huge(caller)
+}
+
+/// Of a size of at most [`MAX_SIZE`].
+fn whole_pages(size: u64) -> u64 {
+    pages(size) * PAGE_SIZE as u64
 }
 
 fn pages(bytes: u64) -> u64 {

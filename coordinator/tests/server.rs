@@ -172,6 +172,20 @@ async fn a_node_joins_under_its_certificates_name_only() {
 }
 
 #[tokio::test]
+async fn who_may_not_join_as_a_member_does_not_disturb_it() {
+    let cluster = Cluster::start(&["a", "b"]);
+    let (mut b, ..) = cluster.member("b").await;
+    let mut impostor = cluster.connect(&Peer::node("a").unwrap()).await;
+    impostor.sender.send(&join("b", VERSION), &[]);
+    refusal(&mut impostor).await;
+    let mut other_version = cluster.apply("b", Version { major: 9, minor: 1 }).await;
+    refusal(&mut other_version).await;
+
+    b.sender.send(&semget(), &[]);
+    assert!(matches!(hear(&mut b).await, FromCoordinator::Answer { .. }));
+}
+
+#[tokio::test]
 async fn a_restarted_node_takes_the_place_of_its_former_link_at_once() {
     let cluster = Cluster::start(&["a"]);
     let (mut old, node, epoch) = cluster.member("a").await;

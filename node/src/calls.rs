@@ -42,6 +42,14 @@ fn is_lock(call: &Call) -> bool {
     )
 }
 
+/// Whether a call may create an object.
+fn creates(call: &Call) -> bool {
+    matches!(
+        call,
+        Call::ShmGet { .. } | Call::SemGet { .. } | Call::MsgGet { .. }
+    )
+}
+
 /// What a call releases: by the first semaphore that it raises, or the queue that it sends to.
 fn released(call: &Call, raw: &[u8]) -> Option<Lock> {
     match *call {
@@ -712,6 +720,7 @@ impl Node {
         again.is_some_and(|again| match errno {
             Errno::EACCES | Errno::EPERM => true,
             Errno::ENOMEM => is_lock(&again.call),
+            Errno::ENOSPC => creates(&again.call),
             _ => false,
         })
     }

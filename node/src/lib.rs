@@ -34,7 +34,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use migshm_coordinator::Core;
+use migshm_coordinator::{Core, Quotas};
 use migshm_protocol::control::{FromCoordinator, ToCoordinator};
 use migshm_protocol::local::{CLUSTER, SOCKET};
 use migshm_protocol::{NodeId, VERSION};
@@ -155,7 +155,8 @@ pub enum Error {
     Io(#[from] io::Error),
 }
 
-/// Serves until a signal, or until nothing is left to serve where `config.autostart` says so.
+/// Serves until SIGINT or SIGTERM, or until nothing is left to serve where `config.autostart` says
+/// so. SIGHUP has a node of a cluster read its certificates again.
 ///
 /// # Errors
 /// [`Error`], also told on `config.ready_fd`.
@@ -339,7 +340,12 @@ fn embedded(
     device: Option<File>,
     memory: Memory,
 ) -> Result<daemon::Shared, Error> {
-    let mut core = Box::new(Core::new());
+    let quotas = if start::is_for_all_users() {
+        Quotas::default()
+    } else {
+        Quotas::NONE
+    };
+    let mut core = Box::new(Core::new().with_quotas(quotas));
     let mut outputs = Vec::new();
     let (id, epoch) = core
         .join(name.clone(), address, budget, &mut outputs)
@@ -372,6 +378,7 @@ async fn join(config: &Config, coordinator: &str, budget: u64) -> Result<Members
     let pki = config.pki.as_ref().ok_or(Error::NoPki)?;
     let identity = Identity::load(pki, &Peer::node(&config.name)?)?;
     let endpoint = Endpoint::bind(config.listen, &identity)?;
+    spawn_local(migshm_transport::follow(endpoint.clone(), pki.clone())?);
     let unresolved = |cause| Error::Resolve {
         coordinator: coordinator.to_owned(),
         cause,

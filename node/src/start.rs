@@ -38,15 +38,13 @@ impl Ready {
 /// Those of `mkdir(2)`; `PermissionDenied` if it belongs to another user, who could put another
 /// socket in our place.
 pub fn runtime_directory(path: &Path) -> io::Result<()> {
-    // SAFETY: geteuid cannot fail.
-    let user = unsafe { libc::geteuid() };
     // Other users may look up the socket below a directory of root, nobody's else.
-    let mode = if user == 0 { 0o755 } else { 0o700 };
+    let mode = if is_for_all_users() { 0o755 } else { 0o700 };
     fs::DirBuilder::new()
         .recursive(true)
         .mode(mode)
         .create(path)?;
-    if fs::metadata(path)?.uid() == user {
+    if fs::metadata(path)?.uid() == user() {
         Ok(())
     } else {
         Err(io::Error::new(
@@ -54,6 +52,17 @@ pub fn runtime_directory(path: &Path) -> io::Result<()> {
             "the directory belongs to another user",
         ))
     }
+}
+
+/// Whether this daemon serves all users, and not only the one it runs as.
+#[must_use]
+pub fn is_for_all_users() -> bool {
+    user() == 0
+}
+
+fn user() -> u32 {
+    // SAFETY: geteuid cannot fail.
+    unsafe { libc::geteuid() }
 }
 
 /// The lock under which a daemon starts listening and stops.

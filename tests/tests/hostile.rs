@@ -294,3 +294,144 @@ fn give_capability(file: &Path) {
     };
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
+
+/// Of a program that has a segment with this mode.
+fn with_mode(mut program: Process, key: i32, bytes: u64, mode: &str) -> Process {
+    program.obey(&format!("segment {key} {bytes}"));
+    program.obey(&format!("mode {mode}"));
+    program.obey("fill 7");
+    program
+}
+
+/// Id of a segment, from `migshm ipcs --json`.
+fn id_of(ipcs: &serde_json::Value, key: i32) -> String {
+    let segments = ipcs["sharedmemory"].as_array().expect("a list");
+    let key = format!("0x{key:08x}");
+    let found = segments.iter().find(|segment| segment["key"] == key);
+    found.expect("there is one")["shmid"].to_string()
+}
+
+#[test]
+fn a_segments_memory_gives_what_its_mode_allows_and_never_its_size() {
+    if !is_root_for("becoming another user") {
+        return;
+    }
+    let scene = Scene::new();
+    let others = [scene.victim.pid(), scene.daemon()].map(|pid| pid.to_string());
+    let mut writable = with_mode(
+        Process::start(&mut scene.solo.program("sysv")),
+        2,
+        65536,
+        "0666",
+    );
+    let mut readable = with_mode(
+        Process::start(&mut scene.solo.program("sysv")),
+        3,
+        65536,
+        "0644",
+    );
+    let mut ipcs = migshm_tests::migshm();
+    ipcs.args(["ipcs", "--json"])
+        .env("MIGSHM_RUNTIME_DIR", scene.solo.runtime_dir());
+    let ipcs = run(&mut ipcs).succeeded().json();
+    let arguments = [&id_of(&ipcs, 2), &id_of(&ipcs, 3), &others[0], &others[1]];
+    run(&mut scene.part("memory", &arguments.map(String::as_str))).succeeded();
+    writable.obey("check 7");
+    readable.obey("check 7");
+    scene.assert_unharmed();
+}
+
+#[test]
+fn a_segments_memory_gives_what_its_mode_allows_in_a_cluster_too() {
+    if !is_root_for("becoming another user") {
+        return;
+    }
+    let lab = Lab::new(2);
+    let solo = Solo::for_all_users();
+    let hostile = solo.install(Path::new(env!("CARGO_BIN_EXE_hostile")));
+    let mut programs: Vec<Process> = [
+        (1, 2, "0666"),
+        (2, 2, "0666"),
+        (1, 3, "0644"),
+        (2, 3, "0644"),
+    ]
+    .map(|(node, key, mode)| with_mode(lab.start(node, "sysv"), key, 65536, mode))
+    .into();
+    let ids = [id_of(&lab.ipcs(), 2), id_of(&lab.ipcs(), 3)];
+    for node in [1, 2] {
+        let socket = lab.node(node).join("node.sock");
+        let others = [programs[0].pid(), lab.pid("node1")].map(|pid| pid.to_string());
+        let arguments = [&ids[0], &ids[1], &others[0], &others[1]].map(String::as_str);
+        run(&mut as_nobody(&hostile, &socket, "memory", &arguments)).succeeded();
+    }
+    for program in &mut programs {
+        program.obey("check 7");
+    }
+}
+
+#[test]
+fn who_spoils_a_segment_that_he_may_write_spoils_no_other_and_stops_nobody() {
+    if !is_root_for("becoming another user") {
+        return;
+    }
+    let lab = Lab::new(2);
+    let solo = Solo::for_all_users();
+    let hostile = solo.install(Path::new(env!("CARGO_BIN_EXE_hostile")));
+    let mut spoilt = [1, 2].map(|node| with_mode(lab.start(node, "sysv"), 2, 65536, "0666"));
+    let mut sound = [1, 2].map(|node| with_mode(lab.start(node, "sysv"), 1, 65536, "0600"));
+    let id = id_of(&lab.ipcs(), 2);
+    let mut vandals = [1, 2].map(|node| {
+        let socket = lab.node(node).join("node.sock");
+        let mut vandal = Process::start(&mut as_nobody(&hostile, &socket, "vandal", &[&id]));
+        assert_eq!(vandal.answer(), "attached");
+        vandal
+    });
+    for value in 0..200 {
+        let (writer, reader) = (value % 2, (value + 1) % 2);
+        spoilt[writer].obey(&format!("fill {value}"));
+        // Whatever it finds there.
+        spoilt[reader].ask("check 0");
+        sound[writer].obey(&format!("fill {value}"));
+        sound[reader].obey(&format!("check {value}"));
+    }
+    for vandal in &mut vandals {
+        vandal.tell("end");
+        assert_eq!(vandal.answer(), "done");
+    }
+    for node in [1, 2] {
+        assert_eq!(lab.status(node)["coordinator"], "connected");
+    }
+}
+
+#[test]
+fn a_user_who_creates_all_that_he_can_leaves_enough_for_others() {
+    if !is_root_for("becoming another user") {
+        return;
+    }
+    let scene = Scene::new();
+    let mut greedy = Process::start(&mut scene.part("greed", &[]));
+    assert_eq!(greedy.answer(), "2048 16000 4000");
+    // Another of his; and root, who has no quota.
+    let mut again = Process::start(&mut scene.part("greed", &[]));
+    assert_eq!(again.answer(), "0 0 0");
+    let mut root = command(&scene.hostile);
+    let mut root = Process::start(root.arg(scene.socket()).arg("greed"));
+    // The first segment and the first set of all are root's too.
+    assert_eq!(root.answer(), "2047 15999 28000");
+    for process in [&mut greedy, &mut again, &mut root] {
+        process.tell("end");
+        assert_eq!(process.answer(), "done");
+    }
+    let mut usage = migshm_tests::migshm();
+    usage
+        .args(["ipcs", "--users", "--json"])
+        .env("MIGSHM_RUNTIME_DIR", scene.solo.runtime_dir());
+    let usage = run(&mut usage).succeeded().json();
+    let expected = serde_json::json!([
+        {"uid": 0, "segments": 2048, "bytes": 2048 * 4096,
+         "sets": 16000, "semaphores": 16000, "queues": 28000},
+        {"uid": 65534, "segments": 2048, "bytes": 2048 * 4096,
+         "sets": 16000, "semaphores": 16000, "queues": 4000},
+    ]);
+    assert_eq!(usage["users"], expected);
+}

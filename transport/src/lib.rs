@@ -24,9 +24,11 @@ mod endpoint;
 mod link;
 mod peer;
 pub mod pki;
+mod renewal;
 mod tuning;
 
 pub use endpoint::{Endpoint, EndpointError, Incoming};
 pub use link::{Datagrams, Frame, FrameReceiver, FrameSender, Link, LinkError};
 pub use peer::{BadName, Peer};
 pub use pki::{Identity, PkiError};
+pub use renewal::follow;

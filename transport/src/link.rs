@@ -33,7 +33,7 @@ const MAX_BACKLOG: usize = 256 << 20;
 
 /// Application error codes of QUIC's CONNECTION_CLOSE.
 const CLOSED: VarInt = VarInt::from_u32(0);
-const VIOLATION: VarInt = VarInt::from_u32(1);
+pub(crate) const VIOLATION: VarInt = VarInt::from_u32(1);
 
 /// A connection to a peer that TLS has identified.
 #[derive(Debug)]
@@ -131,7 +131,7 @@ impl Link {
     /// A link over the one stream of `connection`.
     pub(crate) fn new(
         peer: Peer,
-        connection: Connection,
+        connection: Arc<Connection>,
         (stream, incoming): (SendStream, RecvStream),
     ) -> Link {
         let out = Out {
@@ -144,7 +144,7 @@ impl Link {
             peer,
             address: connection.remote_address(),
             receiver: FrameReceiver {
-                connection: connection.clone(),
+                connection: Arc::clone(&connection),
                 stream: incoming,
                 chunk: Bytes::new(),
                 partial: BytesMut::new(),
@@ -282,7 +282,7 @@ impl fmt::Debug for FrameSender {
 }
 
 struct Shared {
-    connection: Connection,
+    connection: Arc<Connection>,
     out: Mutex<Out>,
 }
 
@@ -365,7 +365,7 @@ impl Frame {
 
 /// The receiving half.
 pub struct FrameReceiver {
-    connection: Connection,
+    connection: Arc<Connection>,
     stream: RecvStream,
     /// What has arrived in order and was not handed out.
     chunk: Bytes,
@@ -481,7 +481,8 @@ fn tls_alert(code: quinn::TransportErrorCode) -> Option<u8> {
 /// Why the peer refuses this side's certificate.
 fn alert_meaning(alert: u8) -> &'static str {
     match alert {
-        ALERT_CERTIFICATE_EXPIRED => "it has expired",
+        // Also for one that is not valid yet.
+        ALERT_CERTIFICATE_EXPIRED => "it has expired, or the hosts' clocks differ",
         ALERT_UNKNOWN_CA | ALERT_DECRYPT_ERROR => "it comes from another cluster's authority",
         ALERT_CERTIFICATE_REQUIRED => "there is none",
         _ => "it is not valid",

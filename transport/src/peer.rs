@@ -52,6 +52,18 @@ impl Peer {
         }
     }
 
+    /// The holder whose files are called this.
+    ///
+    /// # Errors
+    /// [`BadName`] as of [`Peer::node`].
+    pub fn of_file_stem(stem: &str) -> Result<Peer, BadName> {
+        if stem == COORDINATOR {
+            Ok(Peer::Coordinator)
+        } else {
+            Peer::node(stem)
+        }
+    }
+
     /// File name of the certificate and the key, without their endings.
     #[must_use]
     pub fn file_stem(&self) -> &str {

@@ -36,6 +36,9 @@ fn main() {
         "lend" => lend(socket, number(0), &rest[1]),
         "storm" => storm(socket, number(0)),
         "vanish" => vanish(socket),
+        "memory" => memory(socket, number(0), number(1), &[number(2), number(3)]),
+        "vandal" => vandal(socket, number(0)),
+        "greed" => greed(socket),
         _ => exit(2),
     }
     println!("done");
@@ -449,6 +452,163 @@ fn vanish(socket: &str) {
     }
 }
 
+/// What the descriptors of segments allow, one that this user may write and one that he may read;
+/// and those that other processes have.
+fn memory(socket: &str, writable: i32, readable: i32, others: &[i32]) {
+    let mut client = Client::greeting(socket, 0, 0);
+    if let Some(device) = client.device.take() {
+        anchor(&mut client, &device);
+    }
+    let own = client.attach(writable, 0);
+    let length = own.metadata().expect("a file").len();
+    let denied = |result: libc::c_int, wanted: &[libc::c_int]| {
+        let errno = io::Error::last_os_error().raw_os_error().unwrap_or(0);
+        assert!(result < 0 && wanted.contains(&errno), "{result}, {errno}");
+    };
+    let resized = [
+        0,
+        1,
+        4096,
+        length.cast_signed() - 1,
+        length.cast_signed() + 1,
+        1 << 30,
+    ];
+    for new in resized {
+        // SAFETY: plain integers.
+        denied(
+            unsafe { libc::ftruncate(own.as_raw_fd(), new) },
+            &[libc::EPERM],
+        );
+    }
+    let (fd, end) = (own.as_raw_fd(), length.cast_signed());
+    // SAFETY: plain integers, live buffers.
+    unsafe {
+        denied(libc::fallocate(fd, 0, end, 4096), &[libc::EPERM]);
+        for seals in [
+            libc::F_SEAL_WRITE,
+            libc::F_SEAL_FUTURE_WRITE,
+            libc::F_SEAL_SHRINK,
+        ] {
+            denied(libc::fcntl(fd, libc::F_ADD_SEALS, seals), &[libc::EPERM]);
+        }
+        let beyond = libc::pwrite(fd, c"x".as_ptr().cast(), 1, end);
+        denied(beyond as libc::c_int, &[libc::EPERM]);
+        denied(libc::fchmod(fd, 0o777), &[libc::EPERM]);
+        denied(libc::fchown(fd, 65534, 65534), &[libc::EPERM]);
+    }
+    // It is root's, for root: nobody who is handed the one kind makes the other of it.
+    let again = File::options()
+        .read(true)
+        .write(true)
+        .open(format!("/proc/self/fd/{fd}"));
+    assert_eq!(
+        again.expect_err("denied").raw_os_error(),
+        Some(libc::EACCES)
+    );
+    assert!(client.attach_outcome(readable, 0).0.is_err());
+    const SHM_RDONLY: i32 = 0o10000;
+    let read = client.attach(readable, SHM_RDONLY);
+    let path = format!("/proc/self/fd/{}", read.as_raw_fd());
+    let again = File::options().read(true).write(true).open(path);
+    assert_eq!(
+        again.expect_err("denied").raw_os_error(),
+        Some(libc::EACCES)
+    );
+    // SAFETY: plain integers, live buffers; nothing is mapped.
+    unsafe {
+        let fd = read.as_raw_fd();
+        denied(libc::ftruncate(fd, 0), &[libc::EPERM, libc::EINVAL]);
+        if libc::fcntl(fd, libc::F_GETFL) & libc::O_ACCMODE == libc::O_RDONLY {
+            let hole = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+            denied(libc::fallocate(fd, hole, 0, 4096), &[libc::EBADF]);
+            let written = libc::pwrite(fd, c"x".as_ptr().cast(), 1, 0);
+            denied(written as libc::c_int, &[libc::EBADF]);
+            let both = libc::PROT_READ | libc::PROT_WRITE;
+            let mapped = libc::mmap(std::ptr::null_mut(), 4096, both, libc::MAP_SHARED, fd, 0);
+            assert_eq!(mapped, libc::MAP_FAILED);
+        }
+    }
+    // Those of others, and what they map.
+    for &pid in others {
+        assert!(fs::read_dir(format!("/proc/{pid}/fd")).is_err());
+        assert!(fs::read_dir(format!("/proc/{pid}/map_files")).is_err());
+        assert!(File::open(format!("/proc/{pid}/mem")).is_err());
+        // SAFETY: plain integers.
+        unsafe {
+            let pidfd = libc::syscall(libc::SYS_pidfd_open, pid, 0) as libc::c_int;
+            assert!(pidfd >= 0);
+            for fd in 0..64 {
+                let got = libc::syscall(libc::SYS_pidfd_getfd, pidfd, fd, 0);
+                denied(got as libc::c_int, &[libc::EPERM]);
+            }
+        }
+    }
+}
+
+/// Spoils a segment by all means that its descriptor gives, until it is told to end.
+fn vandal(socket: &str, segment: i32) {
+    let mut client = Client::greeting(socket, 0, 0);
+    if let Some(device) = client.device.take() {
+        anchor(&mut client, &device);
+    }
+    let file = client.attach(segment, 0);
+    let length = file.metadata().expect("a file").len().cast_signed();
+    println!("attached");
+    let mut input = libc::pollfd {
+        fd: 0,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let mut offset = 0;
+    // SAFETY: one live pollfd.
+    while unsafe { libc::poll(&raw mut input, 1, 0) } == 0 {
+        offset = (offset + 4096) % length;
+        // SAFETY: plain integers and live buffers; nothing is mapped here.
+        unsafe {
+            let fd = file.as_raw_fd();
+            libc::pwrite(fd, c"vandal".as_ptr().cast(), 6, offset);
+            let hole = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+            libc::fallocate(fd, hole, (offset + length / 2) % length, 4096);
+            libc::fallocate(fd, 0, (offset + length / 4) % length, 4096);
+        }
+    }
+}
+
+/// Creates segments, sets and queues until there are no more, says how many, and keeps them until it is
+/// told to end.
+fn greed(socket: &str) {
+    let mut client = Client::greeting(socket, 0, 0);
+    let (key, flags) = (0, 0o600);
+    let calls = [
+        Call::ShmGet {
+            key,
+            size: 1,
+            flags,
+            consistency: None,
+        },
+        Call::SemGet {
+            key,
+            count: 1,
+            flags,
+        },
+        Call::MsgGet { key, flags },
+    ];
+    let counts = calls.map(|call| {
+        let mut count = 0;
+        loop {
+            match client.call(call, &[]) {
+                Ok(_) => count += 1,
+                Err(errno) => {
+                    assert_eq!(errno, Errno::ENOSPC);
+                    return count.to_string();
+                }
+            }
+        }
+    });
+    println!("{}", counts.join(" "));
+    io::stdin().read_line(&mut String::new()).ok();
+}
+
 /// Runs a part in a child that must succeed.
 fn in_child(part: impl FnOnce()) {
     // SAFETY: this process has one thread.
@@ -518,16 +678,41 @@ impl Client {
         self.ask(&|id| ToNode::Call { id, call }, raw, &[])
     }
 
+    /// What an attach gives; it is never mapped.
+    fn attach_outcome(&mut self, id: i32, flags: i32) -> (Outcome, Option<OwnedFd>) {
+        let call = Call::ShmAttach { id, flags };
+        self.ask_for(&|id| ToNode::Call { id, call }, &[], &[])
+    }
+
+    /// The descriptor of a segment.
+    fn attach(&mut self, id: i32, flags: i32) -> File {
+        let (outcome, descriptor) = self.attach_outcome(id, flags);
+        outcome.expect("this user may");
+        descriptor.expect("it comes with the answer").into()
+    }
+
     fn ask(&mut self, message: &dyn Fn(u64) -> ToNode, raw: &[u8], with: &[RawFd]) -> Outcome {
+        self.ask_for(message, raw, with).0
+    }
+
+    /// The answer, and the descriptor that came with it.
+    fn ask_for(
+        &mut self,
+        message: &dyn Fn(u64) -> ToNode,
+        raw: &[u8],
+        with: &[RawFd],
+    ) -> (Outcome, Option<OwnedFd>) {
         self.last_id += 1;
         // Far from those of the forged ones.
         let wanted = self.last_id << 32;
         self.send(&message(wanted), raw, with).expect("it is heard");
         loop {
-            match self.receive().expect("it is answered").0 {
-                FromNode::Answer { id, outcome } if id == wanted => return outcome,
-                FromNode::Answer { .. } => {}
-                other => panic!("{other:?}"),
+            match self.receive().expect("it is answered") {
+                (FromNode::Answer { id, outcome }, descriptor) if id == wanted => {
+                    return (outcome, descriptor);
+                }
+                (FromNode::Answer { .. }, _) => {}
+                (other, _) => panic!("{other:?}"),
             }
         }
     }
