@@ -216,13 +216,17 @@ impl Spaces {
     /// Copies an attach to a child that was forked after it was made, and before it was told of.
     /// Whether the child still exists.
     pub fn inherit_attach(&mut self, parent: SpaceId, child: SpaceId, attach: AttachId) -> bool {
-        let exists = self.spaces.contains_key(&child);
-        if exists {
-            for (segment, copy) in self.mappings.inherit_attach(parent, child, attach) {
-                self.adopt(segment, &copy);
-            }
+        let Some(space) = self.spaces.get_mut(&child) else {
+            return false;
+        };
+        // A signal handler may have forked before it was made, in the midst of `shmat`: see what is
+        // there, now or when the child is known.
+        space.moved = true;
+        for (segment, copy) in self.mappings.inherit_attach(parent, child, attach) {
+            self.adopt(segment, &copy);
         }
-        exists
+        self.look(child);
+        true
     }
 
     /// Whether a page table has an entry for a page, as far as can be told.
