@@ -151,12 +151,17 @@ impl Node {
     /// Takes what processes of an address space have told of attaches, without waiting for an
     /// answer, before anything that may follow it.
     fn hear_attaches(&mut self, space: SpaceId) {
+        // What is taken may lead here again; a hostile process could do so without end.
+        if self.hearing {
+            return;
+        }
         let untold: Vec<ConnectionId> = self
             .mapping
             .values()
             .filter(|attaching| attaching.space == space)
             .map(|attaching| attaching.connection)
             .collect();
+        self.hearing = true;
         for id in untold {
             let Some(connection) = self.connections.get(&id) else {
                 continue;
@@ -173,6 +178,7 @@ impl Node {
                 socket.get_ref().shut_down();
             }
         }
+        self.hearing = false;
     }
 
     fn on_local(

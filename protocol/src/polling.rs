@@ -64,7 +64,7 @@ pub struct Expected {
 impl Expected {
     /// It will come; polled for, if that pays, for `limit` nanoseconds.
     pub fn expect(&mut self, now: u64, limit: u64) {
-        // It did not come, or came in several parts.
+        // What was expected last has not come.
         if self
             .since
             .is_some_and(|since| now.saturating_sub(since) > limit)
