@@ -66,6 +66,9 @@ fn released(call: &Call, raw: &[u8]) -> Option<Lock> {
     }
 }
 
+/// Bytes of a message that tells of an attach, at most.
+const MESSAGE_ROOM: usize = 512;
+
 /// Address spaces of one user that are kept although the process that they were known by has left
 /// them: others live there that have called `vfork`, say. A program could anchor its own, or those
 /// of others that hold still, again and again.
@@ -122,7 +125,21 @@ impl Node {
         let socket = Rc::clone(&connection.socket);
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.resize(migshm_protocol::limits::MAX_LOCAL, 0);
-        let result = socket.get_ref().receive(&mut buffer).and_then(|packet| {
+        let result = self.take_message(id, &socket, &mut buffer);
+        self.buffer = buffer;
+        if result.is_ok() {
+            self.settle();
+        }
+        result
+    }
+
+    fn take_message(
+        &mut self,
+        id: ConnectionId,
+        socket: &AsyncFd<Socket>,
+        buffer: &mut [u8],
+    ) -> io::Result<()> {
+        socket.get_ref().receive(buffer).and_then(|packet| {
             let Packet {
                 length,
                 descriptor,
@@ -136,12 +153,40 @@ impl Node {
             let (message, raw) = codec::decode::<ToNode>(&buffer[..length])
                 .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
             self.on_local(id, sender, message, raw, descriptor)
-        });
-        self.buffer = buffer;
-        if result.is_ok() {
-            self.settle();
+        })
+    }
+
+    /// Takes what processes of an address space have told of attaches, without waiting for an
+    /// answer, before anything that may follow it.
+    fn hear_attaches(&mut self, space: SpaceId) {
+        // What is taken may lead here again; a hostile process could do so without end.
+        if self.hearing {
+            return;
         }
-        result
+        let untold: Vec<ConnectionId> = self
+            .mapping
+            .values()
+            .filter(|attaching| attaching.space == space)
+            .map(|attaching| attaching.connection)
+            .collect();
+        self.hearing = true;
+        for id in untold {
+            let Some(connection) = self.connections.get(&id) else {
+                continue;
+            };
+            let socket = Rc::clone(&connection.socket);
+            let mut buffer = vec![0; MESSAGE_ROOM];
+            if let Err(error) = self.take_message(id, &socket, &mut buffer)
+                && !matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::UnexpectedEof
+                )
+            {
+                tracing::debug!(%error, "closing a process's connection");
+                socket.get_ref().shut_down();
+            }
+        }
+        self.hearing = false;
     }
 
     fn on_local(
@@ -245,6 +290,7 @@ impl Node {
             } => {
                 let end = address.saturating_add(length);
                 let until = self.space_of(caller.pid).map_or(end, |space| {
+                    self.hear_attaches(space);
                     let mappings = &self.memory.spaces.mappings;
                     mappings.first_read_only(space, address, end)
                 });
@@ -266,6 +312,7 @@ impl Node {
     /// The process's address space, once children that have inherited what it has now are known.
     fn space_after_forks(&mut self, pid: i32) -> Option<SpaceId> {
         let space = self.space_of(pid)?;
+        self.hear_attaches(space);
         self.memory.spaces.await_forks(space);
         self.settle();
         Some(space)
@@ -460,6 +507,7 @@ impl Node {
         if self.space_of(child).is_some() || local::parent_of(child) != Some(parent) {
             return;
         }
+        self.hear_attaches(from);
         if let Some(space) = self.ensure_space(child) {
             self.memory.spaces.mappings.inherit(from, space);
             self.report_inherited(space, child);
@@ -481,6 +529,7 @@ impl Node {
 
     /// The kernel reported a fork. Whose it is comes later.
     pub(crate) fn on_fork(&mut self, parent: SpaceId, child: SpaceId) {
+        self.hear_attaches(parent);
         let parent = self.spaces.get(&parent);
         let (pid, user) = parent.map_or((0, 0), |r| (r.pid.unwrap_or(0), r.user));
         self.watch(child, user);
@@ -882,7 +931,7 @@ impl Node {
                 Errno::ENOMEM
             }
         })?;
-        let attach = self.memory.spaces.new_attach();
+        let attach = self.memory.spaces.new_attach(space);
         self.mapping.insert(
             attach,
             Attaching {
@@ -909,15 +958,17 @@ impl Node {
         Ok(())
     }
 
-    fn on_mapped(&mut self, from: ConnectionId, id: u64, attach: AttachId, address: u64) {
+    fn on_mapped(&mut self, from: ConnectionId, id: Option<u64>, attach: AttachId, address: u64) {
         let expected = |a: &&Attaching| a.connection == from;
         let Some(&Attaching { space, .. }) = self.mapping.get(&attach).filter(expected) else {
             return;
         };
-        // Children that were forked before have no copy of this, and its own process waits for the
-        // answer before it forks.
-        self.memory.spaces.await_forks(space);
-        self.settle();
+        if id.is_some() {
+            // Children that were forked before have no copy of this, and its own process waits for
+            // the answer before it forks.
+            self.memory.spaces.await_forks(space);
+            self.settle();
+        }
         let Some(Attaching {
             space,
             segment,
@@ -928,6 +979,7 @@ impl Node {
         else {
             return;
         };
+        let forked = self.memory.spaces.attach_told(space);
         let caller = self.connections.get(&from).and_then(|c| c.caller.as_ref());
         let pid = caller.map_or(0, |c| c.pid);
         let outcome = if address == 0 {
@@ -952,8 +1004,27 @@ impl Node {
             self.memory.spaces.mappings.give_up();
             self.tell(ToCoordinator::Unattached { segment }, &[]);
         }
-        if address != 0 {
-            self.answer(from, id, outcome.map(|()| Answer::Value(0)), &[], None);
+        match id {
+            Some(id) if address != 0 => {
+                self.answer(from, id, outcome.map(|()| Answer::Value(0)), &[], None);
+            }
+            None if outcome.is_ok() => {
+                for child in forked {
+                    // One that this node has not met yet is counted when it is.
+                    if self.memory.spaces.inherit_attach(space, child, attach)
+                        && self.spaces.contains_key(&child)
+                    {
+                        let count = 1;
+                        let inherited = ToCoordinator::Inherited {
+                            segment,
+                            count,
+                            pid,
+                        };
+                        self.tell(inherited, &[]);
+                    }
+                }
+            }
+            _ => {}
         }
         self.try_arm(segment);
     }
@@ -1037,14 +1108,15 @@ impl Node {
             );
         }
         let pid = connection.caller.map_or(0, |c| c.pid);
-        let given_up: Vec<(AttachId, SegmentId)> = self
+        let given_up: Vec<(AttachId, SpaceId, SegmentId)> = self
             .mapping
             .iter()
             .filter(|(_, a)| a.connection == id)
-            .map(|(attach, a)| (*attach, a.segment))
+            .map(|(attach, a)| (*attach, a.space, a.segment))
             .collect();
-        for (attach, segment) in given_up {
+        for (attach, space, segment) in given_up {
             self.mapping.remove(&attach);
+            self.memory.spaces.attach_told(space);
             self.memory.spaces.mappings.give_up();
             self.detached(segment, 1, pid);
             self.try_arm(segment);

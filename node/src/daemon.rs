@@ -102,6 +102,8 @@ pub struct Node {
     pub(crate) spaces: FxHashMap<SpaceId, Resident>,
     /// Attaches that were answered and not yet mapped.
     pub(crate) mapping: FxHashMap<AttachId, Attaching>,
+    /// Whether what was told of such attaches is being taken.
+    pub(crate) hearing: bool,
     /// Messages about segments whose memory is not here, until the coordinator has told.
     pub(crate) unknown: FxHashMap<SegmentId, Vec<(NodeId, PeerMessage, Bytes)>>,
     /// Segments that are tracked as soon as attaches under way are mapped.
@@ -293,6 +295,7 @@ impl Node {
                 confirmations: Confirmations::default(),
                 spaces: FxHashMap::default(),
                 mapping: FxHashMap::default(),
+                hearing: false,
                 unknown: FxHashMap::default(),
                 arming: FxHashSet::default(),
                 held: FxHashMap::default(),

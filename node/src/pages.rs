@@ -126,9 +126,7 @@ impl Node {
             return peer.backlog.push((message, bytes.into()));
         };
         if let PageMessage::Grant { .. } = run.message {
-            let now = now();
-            self.spin.requests.expect(now);
-            self.spin.begin(now);
+            self.spin.expect_request(now());
         }
         let message = PeerMessage::Sequential(run);
         match body {
@@ -214,11 +212,10 @@ impl Node {
         let now = now();
         match self.memory.waiting() {
             left if left >= waiting => {}
-            0 => self.spin.answers.came(now),
+            0 => self.spin.note_answer(now),
             _ => {
-                self.spin.answers.came(now);
-                self.spin.answers.expect(now);
-                self.spin.begin(now);
+                self.spin.note_answer(now);
+                self.spin.expect_answer(now);
             }
         }
     }
@@ -249,7 +246,7 @@ impl Node {
                     let index = page.index.saturating_add(offset);
                     self.count_request(Page { index, ..page }, requester, access);
                 }
-                self.spin.requests.came(now());
+                self.spin.note_request(now());
             }
             _ => {}
         }
@@ -442,9 +439,7 @@ impl Node {
         });
         self.drive(Input::Fault { page, access });
         if self.engine.is_pending(page) {
-            let now = now();
-            self.spin.answers.expect(now);
-            self.spin.begin(now);
+            self.spin.expect_answer(now());
         }
         self.prefetch();
     }

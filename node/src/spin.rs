@@ -1,12 +1,11 @@
 //! When the daemon looks for news instead of sleeping.
 //!
-//! To be woken takes a core that sleeps tens of microseconds, a good part of a remote fault. So while
-//! something is expected soon (the answer to a fault that a thread of this node waits for; the next
-//! request of a node that has just been answered) the daemon polls: for no longer than twice what
-//! such things have taken lately, not at all where that is longer than [`MAX_SPIN`], and only on a
-//! machine that has more than one core and a core for everything that runs: who waits for an
-//! answer polls on the core that its thread has left. (A `sched_yield(2)` between two looks made
-//! faults slower than sleeping does.)
+//! While something is expected soon (the answer to a fault that a thread of this node waits for; the
+//! next request of a node that has just been answered; the next call of a process that has) the
+//! daemon polls where that pays ([`migshm_protocol::polling`]), and, but for calls, only on a machine that has
+//! more than one core and a core for everything that runs: who waits for an answer polls on the core
+//! that its thread has left. (A `sched_yield(2)` between two looks made faults slower than sleeping
+//! does.)
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -14,10 +13,14 @@ use std::rc::Rc;
 use std::thread::available_parallelism;
 
 use migshm_coherence::Time;
+use migshm_protocol::polling::Expected;
 use tokio::sync::Notify;
 
-/// Nanoseconds of polling at most.
-const MAX_SPIN: Time = 200_000;
+/// Nanoseconds of polling at most, for what other nodes send.
+const OF_NODES: Time = 200_000;
+/// Nanoseconds of polling at most for a process's next call: what a wake-up of a processor would
+/// take.
+const OF_CALLS: Time = 20_000;
 /// Nanoseconds for which it is taken to be true that there are idle cores: this daemon may run before
 /// everything else on its core, another daemon that has to be waited for included.
 const LOOK_INTERVAL: Time = 20_000;
@@ -26,17 +29,57 @@ const LOOK_INTERVAL: Time = 20_000;
 #[derive(Default)]
 pub struct Spin {
     /// The answer to a fault.
-    pub answers: Expected,
+    answers: Expected,
     /// The request after an answer.
-    pub requests: Expected,
+    requests: Expected,
+    /// The time until which some process's next call is polled for.
+    calls_until: Time,
     cores: Cores,
     /// There is something to poll for.
     pub begun: Rc<Notify>,
 }
 
+/// Of one process: its calls.
+pub type Calls = Expected;
+
 impl Spin {
-    /// Something has just been told to be expected: polls if that pays.
-    pub fn begin(&mut self, now: Time) {
+    /// A thread waits for another node's answer.
+    pub fn expect_answer(&mut self, now: Time) {
+        self.answers.expect(now, OF_NODES);
+        self.begin(now);
+    }
+
+    /// Another node's answer has come.
+    pub fn note_answer(&mut self, now: Time) {
+        self.answers.came(now, OF_NODES);
+    }
+
+    /// Another node has been answered.
+    pub fn expect_request(&mut self, now: Time) {
+        self.requests.expect(now, OF_NODES);
+        self.begin(now);
+    }
+
+    /// Another node asks.
+    pub fn note_request(&mut self, now: Time) {
+        self.requests.came(now, OF_NODES);
+    }
+
+    /// A process has called, and has been answered or waits.
+    pub fn expect_call(&mut self, calls: &mut Calls, now: Time) {
+        calls.expect(now, OF_CALLS);
+        if calls.is_near(now, OF_CALLS) {
+            self.calls_until = now + OF_CALLS;
+            self.begun.notify_one();
+        }
+    }
+
+    /// A process calls.
+    pub fn note_call(&self, calls: &mut Calls, now: Time) {
+        calls.came(now, OF_CALLS);
+    }
+
+    fn begin(&mut self, now: Time) {
         if self.is_worthwhile(now) {
             self.begun.notify_one();
         }
@@ -44,39 +87,9 @@ impl Spin {
 
     /// Whether to go on.
     pub fn is_worthwhile(&mut self, now: Time) -> bool {
-        (self.answers.is_near(now) || self.requests.is_near(now)) && self.cores.are_idle(now)
-    }
-}
-
-/// Something that comes some time after something else.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Expected {
-    since: Option<Time>,
-    /// Nanoseconds, a mean in which the latest count most.
-    usual: Time,
-}
-
-impl Expected {
-    /// It will come.
-    pub fn expect(&mut self, now: Time) {
-        self.since = Some(now);
-    }
-
-    /// It has come.
-    pub fn came(&mut self, now: Time) {
-        if let Some(since) = self.since.take() {
-            let took = now.saturating_sub(since).min(4 * MAX_SPIN);
-            self.usual = (7 * self.usual + took) / 8;
-        }
-    }
-
-    /// Whether it is worth while to look for it.
-    fn is_near(&self, now: Time) -> bool {
-        let limit = 2 * self.usual.max(MAX_SPIN / 16);
-        self.usual <= MAX_SPIN
-            && self
-                .since
-                .is_some_and(|since| now.saturating_sub(since) < limit.min(MAX_SPIN))
+        now < self.calls_until
+            || (self.answers.is_near(now, OF_NODES) || self.requests.is_near(now, OF_NODES))
+                && self.cores.are_idle(now)
     }
 }
 
@@ -123,31 +136,6 @@ fn running(load: &File) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_comes_late_is_not_waited_for() {
-        let mut expected = Expected::default();
-        let mut waits = |took: Time| {
-            expected.expect(0);
-            let waits = (0..2 * MAX_SPIN)
-                .step_by(1000)
-                .find(|t| !expected.is_near(*t));
-            expected.came(took);
-            waits
-        };
-        for _ in 0..20 {
-            let _ = waits(50_000);
-        }
-        assert!((80_000..=101_000).contains(&waits(50_000).unwrap()));
-        for _ in 0..20 {
-            let _ = waits(10 * MAX_SPIN);
-        }
-        assert_eq!(waits(50_000), Some(0));
-        for _ in 0..40 {
-            let _ = waits(50_000);
-        }
-        assert!(waits(50_000) > Some(80_000));
-    }
 
     #[test]
     fn the_kernel_tells_what_runs() {

@@ -59,12 +59,13 @@ pub enum ToNode {
         /// [`Errno::EINTR`] or [`Errno::EAGAIN`].
         errno: Errno,
     },
-    /// Where an attach was mapped. Answered by [`FromNode::Answer`] when that is noted, so that
-    /// a child that is forked from then on inherits it; and when, if it is tracked, it may be made
-    /// accessible. Not answered if it is given up.
+    /// Where an attach was mapped. Not answered if it is given up.
     Mapped {
-        /// Echoed in the answer.
-        id: u64,
+        /// Of a process that waits for a [`FromNode::Answer`] with the same `id`: it comes when
+        /// the mapping is noted, so that children that are forked from then on inherit it, and, if
+        /// it is tracked, it may be made accessible. `None` where a fork can only follow this
+        /// message, and nothing is tracked.
+        id: Option<u64>,
         /// From [`crate::call::Attachment::attach`].
         attach: u64,
         /// Start of the mapping; 0 if it could not be made, which gives the attach up.

@@ -124,6 +124,16 @@ pub fn own() -> Result<&'static Wiped, Errno> {
     Ok(own)
 }
 
+/// Whether this thread is the only one of the process, as far as the C library knows.
+pub fn has_one_thread() -> bool {
+    unsafe extern "C" {
+        static __libc_single_threaded: std::ffi::c_char;
+    }
+    // SAFETY: glibc defines it (sys/single_threaded.h), and changes it only while there is one
+    // thread, and that one does so.
+    unsafe { __libc_single_threaded != 0 }
+}
+
 /// What to say in `Hello::forked_from`: where the daemon does not see forks through userfaultfd,
 /// the process that this one inherited attaches from, until the daemon has been told.
 pub fn forked_from(own: &Wiped) -> i32 {

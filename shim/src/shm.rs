@@ -41,8 +41,8 @@ fn consistency() -> Result<Option<Consistency>, Errno> {
 /// `shmat(2)`. The result is the address.
 ///
 /// The daemon grants the attach and sends the segment's memory; it is told where the memory was
-/// mapped, and has noted that before a child can inherit it. A segment whose pages are tracked stays inaccessible until the daemon has registered
-/// the mapping.
+/// mapped, and notes that before it hears of a child that inherits it. A segment whose pages are
+/// tracked stays inaccessible until the daemon has registered the mapping.
 pub fn attach(id: c_int, address: usize, flags: c_int) -> Result<isize, Errno> {
     let place = Place::parse(address, flags)?;
     let mut session = Session::begin()?;
@@ -67,9 +67,13 @@ pub fn attach(id: c_int, address: usize, flags: c_int) -> Result<isize, Errno> {
         _ => return Err(out_of_step()),
     };
 
+    // Nothing is waited for that can be seen by nobody: what this thread does next the daemon hears
+    // after this message, and what other threads may have done before it, forks and detaches, it does
+    // not have to tell from what they do after.
+    let waits = attachment.tracked || flags & libc::SHM_REMAP != 0 || !process::has_one_thread();
     let id = process::request_id();
     let mapped = |address| ToNode::Mapped {
-        id,
+        id: waits.then_some(id),
         attach: attachment.attach,
         address,
     };
@@ -87,7 +91,10 @@ pub fn attach(id: c_int, address: usize, flags: c_int) -> Result<isize, Errno> {
         }
     };
     let told = session.tell(&mapped(mapping.address as u64), Raw::NONE, None);
-    let noted = told.and_then(|()| session.outcome(id, Patience::Endless).map(drop));
+    let noted = told.and_then(|()| match waits {
+        true => session.outcome(id, Patience::Endless).map(drop),
+        false => Ok(()),
+    });
     if let Err(errno) = noted {
         mapping.unmap();
         return Err(errno);

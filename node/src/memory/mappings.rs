@@ -178,6 +178,25 @@ impl Mappings {
         self.segments.insert(child, segments);
     }
 
+    /// Copies one attach of an address space to that of its child.
+    pub(super) fn inherit_attach(
+        &mut self,
+        parent: SpaceId,
+        child: SpaceId,
+        attach: AttachId,
+    ) -> Vec<(SegmentId, Mapping)> {
+        let mut copies = Vec::new();
+        for id in self.segments_in(parent) {
+            let of_attach = |m: &&Mapping| m.space == parent && m.attach == attach;
+            let found = self.of_segment(*id).iter().filter(of_attach);
+            copies.extend(found.map(|m| (*id, Mapping { space: child, ..*m })));
+        }
+        for (id, copy) in &copies {
+            self.link(*copy, *id);
+        }
+        copies
+    }
+
     /// Stops counting runs of an attach that the process is about to unmap. They are served until
     /// [`Spaces::unmap_attach`](super::Spaces::unmap_attach), as other threads may still touch them.
     /// Whether the attach ends with them.

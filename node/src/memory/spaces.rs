@@ -77,6 +77,10 @@ struct Space {
     /// Whether it, or one that it is a copy of, has moved mappings: a fork at that moment may have
     /// copied them before or after.
     moved: bool,
+    /// Attaches that it has leave to make, and has not told the places of.
+    untold: u32,
+    /// Children that were forked while there were any.
+    copies: Vec<SpaceId>,
 }
 
 impl Spaces {
@@ -103,6 +107,8 @@ impl Spaces {
                 pagemap: None,
                 anchor,
                 moved: false,
+                untold: 0,
+                copies: Vec::new(),
             },
         );
         Ok(id)
@@ -185,9 +191,42 @@ impl Spaces {
         }
     }
 
-    /// A number for a new attach.
-    pub fn new_attach(&mut self) -> AttachId {
+    /// A number for a new attach, which the address space has leave to make.
+    pub fn new_attach(&mut self, space: SpaceId) -> AttachId {
+        if let Some(space) = self.spaces.get_mut(&space) {
+            space.untold += 1;
+        }
         AttachId(self.next_id())
+    }
+
+    /// An address space has told where an attach is, or will not. Returns the children that were
+    /// forked since it had leave to.
+    pub fn attach_told(&mut self, space: SpaceId) -> Vec<SpaceId> {
+        let Some(space) = self.spaces.get_mut(&space) else {
+            return Vec::new();
+        };
+        space.untold -= 1;
+        if space.untold == 0 {
+            std::mem::take(&mut space.copies)
+        } else {
+            space.copies.clone()
+        }
+    }
+
+    /// Copies an attach to a child that was forked after it was made, and before it was told of.
+    /// Whether the child still exists.
+    pub fn inherit_attach(&mut self, parent: SpaceId, child: SpaceId, attach: AttachId) -> bool {
+        let Some(space) = self.spaces.get_mut(&child) else {
+            return false;
+        };
+        // A signal handler may have forked before it was made, in the midst of `shmat`: see what is
+        // there, now or when the child is known.
+        space.moved = true;
+        for (segment, copy) in self.mappings.inherit_attach(parent, child, attach) {
+            self.adopt(segment, &copy);
+        }
+        self.look(child);
+        true
     }
 
     /// Whether a page table has an entry for a page, as far as can be told.
@@ -404,8 +443,15 @@ impl Spaces {
                 }
                 Event::Fork(uffd) => {
                     let child = SpaceId(self.next_id());
-                    let parent = self.spaces.get(&space);
-                    let (anchor, moved) = parent.map_or((0, false), |s| (s.anchor, s.moved));
+                    let (anchor, moved) = match self.spaces.get_mut(&space) {
+                        Some(parent) => {
+                            if parent.untold > 0 {
+                                parent.copies.push(child);
+                            }
+                            (parent.anchor, parent.moved)
+                        }
+                        None => (0, false),
+                    };
                     self.spaces.insert(
                         child,
                         Space {
@@ -414,6 +460,8 @@ impl Spaces {
                             pagemap: None,
                             anchor,
                             moved,
+                            untold: 0,
+                            copies: Vec::new(),
                         },
                     );
                     self.mappings.inherit(space, child);

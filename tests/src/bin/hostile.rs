@@ -138,7 +138,7 @@ fn forge(socket: &str, victim: i32, segment: i32, set: i32) {
     for attach in 0..300 {
         client.send(&ToNode::Unmapped { attach }, &[], &[]).ok();
         for address in [0, 1, 4096, u64::MAX, 1 << 63] {
-            let id = 0;
+            let id = (attach % 2 == 0).then_some(0);
             let mapped = ToNode::Mapped {
                 id,
                 attach,
@@ -213,7 +213,7 @@ fn order(socket: &str) {
         &[&packet(&ToNode::Status { id: 1 }, &[])],
         &[&packet(
             &ToNode::Mapped {
-                id: 1,
+                id: Some(1),
                 attach: 1,
                 address: 0,
             },
