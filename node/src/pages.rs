@@ -153,18 +153,20 @@ impl Node {
             pushed: false,
             ..
         } = run.message
-            // What moves in bulk was not taken for a lock's sake.
-            && run.pages == 1
         {
-            self.carry.taken(page, access, to, now());
+            let now = now();
+            for page in Range::of(page, run.pages.into()).iter() {
+                self.carry.taken(page, access, to, now);
+            }
         }
     }
 
     /// A process releases a lock: what others have always taken then goes to them at once.
     pub(crate) fn push_pages(&mut self, lock: Lock) {
-        for Push { page, access, to } in self.carry.released(lock, now()) {
-            self.drive(Input::Push { page, access, to });
-        }
+        let can_push = |page, access| self.engine.can_push(page, access);
+        let pushes = self.carry.released(lock, now(), can_push);
+        let push = |Push { page, access, to }| Input::Push { page, access, to };
+        self.drive_all(pushes.into_iter().map(push));
     }
 
     /// Sends a message to another node, or has it wait for a link.
@@ -231,19 +233,18 @@ impl Node {
                 }
             }
             PageMessage::Request {
-                page,
-                requester,
-                access,
-                ..
+                requester, access, ..
             } => {
                 // To read through an extent once is one use of it, to write its pages is many.
                 let uses = match access {
                     Access::Read => 1,
-                    Access::Write => u32::from(run.pages).min(EXTENT_PAGES),
+                    Access::Write => run.pages,
                 };
-                for offset in 0..uses {
-                    let index = page.index.saturating_add(offset);
-                    self.count_request(Page { index, ..page }, requester, access);
+                let messages = run.messages().into_iter().flatten();
+                for message in messages.take(uses.into()) {
+                    if let Subject::Page(page) = message.subject() {
+                        self.count_request(page, requester, access);
+                    }
                 }
                 self.spin.requests.came(now());
             }
