@@ -36,6 +36,7 @@
 //! | Evicting | read | waits for `WriteBackAck` | send | send, drop → Evicted | drop, ack → Evicted | - |
 //! | Evicted | nothing | waits for `WriteBackAck` | - | - | ack | - |
 //!
+//! A Shared copy that its owner will want gone is dropped with a `Relinquish` and leaves Evicted.
 //! "-" is what cannot happen; a message for which it stands is counted as a protocol error and
 //! has no effect. `Grant` leads to Exclusive or Shared; `WriteBackAck` leads from Evicting or
 //! Evicted to Invalid.
@@ -111,6 +112,15 @@
 //! If a transaction took the page from O before the write-back had its turn, O has served it
 //! from the copy it still had, and the answer is `accepted: false`. O requests the page again
 //! only after the answer, so a write-back can never be taken for a later one.
+//!
+//! A sharer that is about to be invalidated gives its copy up before the owner asks. If the home is the owner and
+//! nobody else has a copy then, it may write at once; another owner has one hop less to wait for. As after a write-back,
+//! S asks for the page again only after the answer, so a `Relinquish` can never be taken for a later one:
+//!
+//! ```text
+//! S ──Relinquish───────▶ H    sharers without S; alone, H: Owned → Exclusive
+//! S ◀─WriteBackAck────── H
+//! ```
 //!
 //! A move of the home from H to N. The fence makes sure that every grant of H's has arrived,
 //! lest one be overtaken by what N says about the page:

@@ -24,7 +24,7 @@ const CACHE_SHARE: u64 = 4;
 /// pages at once can complete.
 const CACHE_FLOOR: usize = 64;
 /// Pages given up at once for lack of memory.
-const EVICTION_BATCH: usize = 16;
+const EVICTION_BATCH: usize = MAX_RUN as usize;
 /// Of the pages that a node may cache, the part that is prefetched for one stream at most.
 const PREFETCH_SHARE: usize = 4;
 
@@ -456,6 +456,7 @@ impl Node {
     pub(crate) fn make_room(&mut self) -> bool {
         let limit = self.cache_limit();
         let mut progress = false;
+        let mut leaving = Vec::new();
         for _ in 0..EVICTION_BATCH {
             if let Some(page) = self.release.lowest_twin()
                 && self.release.twins() > limit
@@ -472,19 +473,29 @@ impl Node {
                 continue;
             }
             let Some(page) = self.cached.pop() else { break };
-            if !self.is_home(page.extent()) {
-                if !self.is_for_release(page, ReleaseInput::Evict { page }) {
-                    self.drive(Input::Evict { page });
-                }
-                if self.access(page).is_some() {
-                    // Refused, or on its way home: look again when its turn comes.
-                    self.cached.push(page);
-                    continue;
-                }
+            if self.is_home(page.extent()) {
+                progress = true;
+            } else if self.is_for_release(page, ReleaseInput::Evict { page }) {
+                progress |= self.has_left(page);
+            } else {
+                leaving.push(page);
             }
-            progress = true;
+        }
+        self.drive_all(leaving.iter().map(|&page| Input::Evict { page }));
+        for page in leaving {
+            progress |= self.has_left(page);
         }
         progress
+    }
+
+    /// Whether a page that was to be evicted has gone at once. If it was refused, or is on its way home, it will
+    /// have another turn.
+    fn has_left(&mut self, page: Page) -> bool {
+        let is_here = self.access(page).is_some();
+        if is_here {
+            self.cached.push(page);
+        }
+        !is_here
     }
 
     /// Starts to track a segment that another node, or a process that may only read, is about to
