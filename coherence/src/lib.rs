@@ -189,9 +189,9 @@
 //! | 3 | 1 | any number | any | any | 0 | 37 423 (with holds 62 827) |
 //! | 3 | 1 | any number | any | any | 1 | 902 147 |
 //! | 3 | 1 | 1 | 2 | 2 | 2 | 604 328 |
-//! | 2 | 1 | any number | any | any | any, and 3 pushes | 299 097 (with holds 386 997) |
-//! | 3 | 1 | 2 | 2 | 2 | 0, and 1 push | 363 157 |
-//! | 3 | 1 | 1 | 2 | 1 | 1, and 1 push | 523 174 |
+//! | 2 | 1 | any number | any | any | any, and 3 pushes | 368 715 (with holds 541 437) |
+//! | 3 | 1 | 2 | 2 | 2 | 0, and 1 push | 382 869 |
+//! | 3 | 1 | 1 | 2 | 1 | 1, and 1 push | 548 758 |
 //! | 3 | 2 | 2 | 2 | 1 | 0 | 242 661 |
 //! | 3 | 2 | 2 | 1 | 1 | 1 | 375 167 |
 //! | 3 | 2 | 2 | 2 | 1 | 1 | 5 471 509, with `--ignored` |
