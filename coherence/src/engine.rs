@@ -21,9 +21,9 @@ use migshm_protocol::{Extent, NodeId, NodeSet, Page, SegmentId};
 use rustc_hash::FxHashMap;
 
 use crate::sets::PageSet;
-use cache::{Line, Pending, Take};
+use cache::{Line, Pending, State, Take};
 use directory::Directory;
-use home::{Asked, Transaction};
+use home::{Asked, Transaction, Work};
 use home_move::Move;
 
 /// Nanoseconds on a monotonic clock.
@@ -117,7 +117,7 @@ pub enum Input<D> {
     Push {
         /// The page.
         page: Page,
-        /// `Write`: give it away; `Read`: give a copy.
+        /// `Write`: give it away, or give up the copy of a page that the other owns; `Read`: give a copy.
         access: Access,
         /// Who will want it.
         to: NodeId,
@@ -213,6 +213,8 @@ pub struct Counters {
     pub pushes: u64,
     /// Copies dropped for another node's write.
     pub invalidations: u64,
+    /// Copies given up before another node asked for that.
+    pub relinquished: u64,
     /// Pages given away or dropped later than asked, because they were held.
     pub hold_deferrals: u64,
     /// Copies dropped silently to make room.
@@ -349,6 +351,19 @@ impl<D> Engine<D> {
     pub fn is_home(&self, extent: Extent) -> bool {
         self.extent(extent)
             .is_some_and(|state| state.directory.is_some())
+    }
+
+    /// Whether [`Input::Push`] could be for something: no other node has what this one wrote, or (to be
+    /// written) this node has a copy that the writer would have to take from it.
+    #[must_use]
+    pub fn can_push(&self, page: Page, access: Access) -> bool {
+        let line = self.line(page);
+        let is_news = match line.state {
+            State::Exclusive => true,
+            State::Shared => access == Access::Write,
+            _ => false,
+        };
+        is_news && !line.wanted && !self.is_pending(page)
     }
 
     /// Whether the page was asked for and has not come yet.
@@ -519,10 +534,13 @@ impl<D> Engine<D> {
                 }
             }
             PageMessage::Push { page, access, to } => self.pass_on(cx, page, access, from, to),
+            PageMessage::Relinquish { page, sharer } => {
+                self.hand_back(cx, Work::Relinquish { page, sharer });
+            }
             PageMessage::InvalidateAck { page } => self.invalidate_acked(cx, page),
             PageMessage::Done { page } => self.done(cx, page, from),
             PageMessage::WriteBack { page, owner } => match data {
-                Some(data) => self.write_back(cx, page, owner, data),
+                Some(data) => self.hand_back(cx, Work::WriteBack { page, owner, data }),
                 None => self.protocol_error(),
             },
             PageMessage::WriteBackAck { page, accepted } => {
@@ -620,6 +638,7 @@ fn names_nodes(message: &PageMessage) -> bool {
         }
         | PageMessage::Grant { home: node, .. }
         | PageMessage::Push { to: node, .. }
+        | PageMessage::Relinquish { sharer: node, .. }
         | PageMessage::WriteBack { owner: node, .. } => is_node(*node),
         PageMessage::HomeTransfer { entries, .. } => entries.iter().all(|e| is_node(e.owner)),
         _ => true,

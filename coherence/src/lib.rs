@@ -36,6 +36,7 @@
 //! | Evicting | read | waits for `WriteBackAck` | send | send, drop → Evicted | drop, ack → Evicted | - |
 //! | Evicted | nothing | waits for `WriteBackAck` | - | - | ack | - |
 //!
+//! A Shared copy that its owner will want gone is dropped with a `Relinquish` and leaves Evicted.
 //! "-" is what cannot happen; a message for which it stands is counted as a protocol error and
 //! has no effect. `Grant` leads to Exclusive or Shared; `WriteBackAck` leads from Evicting or
 //! Evicted to Invalid.
@@ -112,6 +113,15 @@
 //! from the copy it still had, and the answer is `accepted: false`. O requests the page again
 //! only after the answer, so a write-back can never be taken for a later one.
 //!
+//! A sharer that is about to be invalidated gives its copy up before the owner asks. If the home is the owner and
+//! nobody else has a copy then, it may write at once; another owner has one hop less to wait for. As after a write-back,
+//! S asks for the page again only after the answer, so a `Relinquish` can never be taken for a later one:
+//!
+//! ```text
+//! S ──Relinquish───────▶ H    sharers without S; alone, H: Owned → Exclusive
+//! S ◀─WriteBackAck────── H
+//! ```
+//!
 //! A move of the home from H to N. The fence makes sure that every grant of H's has arrived,
 //! lest one be overtaken by what N says about the page:
 //!
@@ -179,9 +189,9 @@
 //! | 3 | 1 | any number | any | any | 0 | 37 423 (with holds 62 827) |
 //! | 3 | 1 | any number | any | any | 1 | 902 147 |
 //! | 3 | 1 | 1 | 2 | 2 | 2 | 604 328 |
-//! | 2 | 1 | any number | any | any | any, and 3 pushes | 299 097 (with holds 386 997) |
-//! | 3 | 1 | 2 | 2 | 2 | 0, and 1 push | 363 157 |
-//! | 3 | 1 | 1 | 2 | 1 | 1, and 1 push | 523 174 |
+//! | 2 | 1 | any number | any | any | any, and 3 pushes | 368 715 (with holds 541 437) |
+//! | 3 | 1 | 2 | 2 | 2 | 0, and 1 push | 382 869 |
+//! | 3 | 1 | 1 | 2 | 1 | 1, and 1 push | 548 758 |
 //! | 3 | 2 | 2 | 2 | 1 | 0 | 242 661 |
 //! | 3 | 2 | 2 | 1 | 1 | 1 | 375 167 |
 //! | 3 | 2 | 2 | 2 | 1 | 1 | 5 471 509, with `--ignored` |

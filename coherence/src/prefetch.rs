@@ -1,12 +1,12 @@
 //! What a program will touch next, from what it touched: a policy, without any mechanism.
 //!
-//! Faults of an address space that follow each other at one distance, forward or backward, are a
-//! *stream*. Of a stream, a window of pages ahead of the last fault is asked for, in chunks: the
+//! Faults of an address space for one kind of access that follow each other at one distance, forward or
+//! backward, are a *stream*. (Who has written its own block and then reads on into its neighbour's has
+//! begun another.) Of a stream, a window of pages ahead of the last fault is asked for, in chunks: the
 //! next one when the last but [`DEPTH`] has come, so that the way between the nodes is never idle
 //! and never crowded. Each fault that the stream foresaw doubles its window: a program that is slower
-//! than the network faults once for each window, one that is faster finds each page on its way. Each
-//! page that went without having been used halves it, where that is told ([`Prefetcher::wasted`]); one that is
-//! declined ends the stream. A stream that is none costs a few pages.
+//! than the network faults once for each window, one that is faster finds each page on its way. A
+//! page that is declined ends the stream. A stream that is none costs a few pages.
 
 use std::collections::VecDeque;
 
@@ -138,13 +138,6 @@ impl Prefetcher {
         }
     }
 
-    /// Pages went that had been prefetched and that nobody has used.
-    pub fn wasted(&mut self, page: Page) {
-        for (stream, _) in self.that_asked_for(page) {
-            stream.window /= 2;
-        }
-    }
-
     /// A page was asked for and cannot be had without a wait: others use what lies ahead.
     pub fn declined(&mut self, page: Page) {
         for (stream, _) in self.that_asked_for(page) {
@@ -204,6 +197,7 @@ impl Stream {
     /// Whether a fault is where the stream goes on.
     fn expects(&self, touch: &Touch) -> bool {
         touch.space == self.space
+            && touch.access == self.access
             && self.window > 0
             && self
                 .steps_to(touch.page)
@@ -214,6 +208,7 @@ impl Stream {
     fn is_near(&self, touch: &Touch) -> bool {
         let distance = i64::from(touch.page.index) - self.last;
         touch.space == self.space
+            && touch.access == self.access
             && touch.page.segment == self.segment
             && self.window == 0
             && distance.abs() <= MAX_STRIDE
@@ -241,7 +236,6 @@ impl Stream {
             self.steps = 1;
         }
         self.last = i64::from(touch.page.index);
-        self.access = touch.access;
     }
 
     fn next(&mut self, room: u32, pages: u32) -> Option<Ask> {
@@ -284,6 +278,8 @@ impl Stream {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     const SEGMENT: SegmentId = SegmentId(3);
@@ -419,30 +415,58 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_used_makes_the_window_smaller() {
+    fn a_block_that_was_written_does_not_make_a_stream_of_the_row_read_behind_it() {
         let mut prefetcher = Prefetcher::default();
-        let touch = |prefetcher: &mut Prefetcher, index| {
+        let block = 8 * EXTENT_PAGES;
+        let mut of_neighbour = 0;
+        let mut touch = |index, access| {
             prefetcher.touch(Touch {
                 space: 1,
                 page: page(index),
-                access: Access::Write,
-                pending: index > 1,
+                access,
+                pending: false,
             });
-            let mut asked = 0;
             while let Some(ask) = prefetcher.next(ROOM, |_| PAGES) {
-                asked += ask.count;
                 ask.pages().for_each(|page| prefetcher.came(page));
+                of_neighbour += ask.pages().filter(|page| page.index >= block).count();
             }
-            asked
         };
-        for index in 0..=PROVEN + 1 {
-            touch(&mut prefetcher, index);
+        for index in 0..block {
+            touch(index, Access::Write);
         }
-        assert_eq!(prefetcher.streams[0].window, 16);
-        for index in PROVEN + 2..PROVEN + 10 {
-            prefetcher.wasted(page(index));
+        for _ in 0..100 {
+            for index in block..block + 4 {
+                touch(index, Access::Read);
+            }
         }
-        assert_eq!(prefetcher.streams[0].window, 0);
+        assert_eq!(of_neighbour, 0);
+    }
+
+    #[test]
+    fn what_is_read_and_then_written_page_by_page_is_two_streams() {
+        let touches = (0..1_000).flat_map(|index| [(index, Access::Read), (index, Access::Write)]);
+        let mut prefetcher = Prefetcher::default();
+        let mut here = HashSet::new();
+        let mut faults = 0;
+        for (index, access) in touches {
+            if here.contains(&(page(index), access)) {
+                continue;
+            }
+            faults += 1;
+            prefetcher.touch(Touch {
+                space: 1,
+                page: page(index),
+                access,
+                pending: false,
+            });
+            while let Some(ask) = prefetcher.next(ROOM, |_| PAGES) {
+                for page in ask.pages() {
+                    here.extend([(page, Access::Read), (page, ask.access)]);
+                    prefetcher.came(page);
+                }
+            }
+        }
+        assert!(faults < 40, "{faults}");
     }
 
     #[test]

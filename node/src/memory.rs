@@ -357,7 +357,8 @@ impl Memory {
     pub fn change(&mut self, range: Range, access: Access) {
         match access {
             Access::Read => self.protect(range),
-            Access::Write if range.pages > 1 => {
+            // Of many pages, or of one that nobody waits for yet, all mappings will be written soon.
+            Access::Write if range.pages > 1 || !self.is_waited_for(range) => {
                 self.release(range);
                 self.spaces.unprotect_everywhere(range);
             }
@@ -374,6 +375,10 @@ impl Memory {
             }
         }
         range.iter().for_each(|page| self.wake_waiters(page));
+    }
+
+    fn is_waited_for(&self, range: Range) -> bool {
+        range.iter().any(|page| self.waiting.contains_key(&page))
     }
 
     /// Lets a thread go on whose page has come, or was granted, between its fault and now.

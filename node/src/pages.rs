@@ -24,7 +24,7 @@ const CACHE_SHARE: u64 = 4;
 /// pages at once can complete.
 const CACHE_FLOOR: usize = 64;
 /// Pages given up at once for lack of memory.
-const EVICTION_BATCH: usize = 16;
+const EVICTION_BATCH: usize = MAX_RUN as usize;
 /// Of the pages that a node may cache, the part that is prefetched for one stream at most.
 const PREFETCH_SHARE: usize = 4;
 
@@ -151,22 +151,26 @@ impl Node {
             pushed: false,
             ..
         } = run.message
-            // What moves in bulk was not taken for a lock's sake.
-            && run.pages == 1
         {
-            self.carry.taken(page, access, to, now());
+            let now = now();
+            for page in Range::of(page, run.pages.into()).iter() {
+                self.carry.taken(page, access, to, now);
+            }
         }
     }
 
     /// A process releases a lock: what others have always taken then goes to them at once.
     pub(crate) fn push_pages(&mut self, lock: Lock) {
-        for Push { page, access, to } in self.carry.released(lock, now()) {
-            // What is on its way to a node that is gone is nowhere.
-            let peer = self.peers.get(&to);
-            if peer.is_some_and(|peer| peer.link.is_some()) {
-                self.drive(Input::Push { page, access, to });
-            }
-        }
+        let can_push = |page, access| self.engine.can_push(page, access);
+        let pushes = self.carry.released(lock, now(), can_push);
+        // What is on its way to a node that is gone is nowhere.
+        let is_there = |push: &Push| {
+            let peer = self.peers.get(&push.to);
+            peer.is_some_and(|peer| peer.link.is_some())
+        };
+        let pushes: Vec<Push> = pushes.into_iter().filter(is_there).collect();
+        let push = |Push { page, access, to }| Input::Push { page, access, to };
+        self.drive_all(pushes.into_iter().map(push));
     }
 
     /// Sends a message to another node, or has it wait for a link.
@@ -232,19 +236,18 @@ impl Node {
                 }
             }
             PageMessage::Request {
-                page,
-                requester,
-                access,
-                ..
+                requester, access, ..
             } => {
                 // To read through an extent once is one use of it, to write its pages is many.
                 let uses = match access {
                     Access::Read => 1,
-                    Access::Write => u32::from(run.pages).min(EXTENT_PAGES),
+                    Access::Write => run.pages,
                 };
-                for offset in 0..uses {
-                    let index = page.index.saturating_add(offset);
-                    self.count_request(Page { index, ..page }, requester, access);
+                let messages = run.messages().into_iter().flatten();
+                for message in messages.take(uses.into()) {
+                    if let Subject::Page(page) = message.subject() {
+                        self.count_request(page, requester, access);
+                    }
                 }
                 self.spin.note_request(now());
             }
@@ -454,6 +457,7 @@ impl Node {
     pub(crate) fn make_room(&mut self) -> bool {
         let limit = self.cache_limit();
         let mut progress = false;
+        let mut leaving = Vec::new();
         for _ in 0..EVICTION_BATCH {
             if let Some(page) = self.release.lowest_twin()
                 && self.release.twins() > limit
@@ -470,19 +474,29 @@ impl Node {
                 continue;
             }
             let Some(page) = self.cached.pop() else { break };
-            if !self.is_home(page.extent()) {
-                if !self.is_for_release(page, ReleaseInput::Evict { page }) {
-                    self.drive(Input::Evict { page });
-                }
-                if self.access(page).is_some() {
-                    // Refused, or on its way home: look again when its turn comes.
-                    self.cached.push(page);
-                    continue;
-                }
+            if self.is_home(page.extent()) {
+                progress = true;
+            } else if self.is_for_release(page, ReleaseInput::Evict { page }) {
+                progress |= self.has_left(page);
+            } else {
+                leaving.push(page);
             }
-            progress = true;
+        }
+        self.drive_all(leaving.iter().map(|&page| Input::Evict { page }));
+        for page in leaving {
+            progress |= self.has_left(page);
         }
         progress
+    }
+
+    /// Whether a page that was to be evicted has gone at once. If it was refused, or is on its way home, it will
+    /// have another turn.
+    fn has_left(&mut self, page: Page) -> bool {
+        let is_here = self.access(page).is_some();
+        if is_here {
+            self.cached.push(page);
+        }
+        !is_here
     }
 
     /// Starts to track a segment that another node, or a process that may only read, is about to

@@ -124,6 +124,14 @@ pub enum PageMessage {
         /// Who.
         to: NodeId,
     },
+    /// Sharer → home: the copy is gone, before anybody asked for that. The answer is
+    /// [`PageMessage::WriteBackAck`].
+    Relinquish {
+        /// The page.
+        page: Page,
+        /// The former sharer (not always the sender: former homes relay).
+        sharer: NodeId,
+    },
     /// Sharer → requester: the copy is gone.
     InvalidateAck {
         /// The page.
@@ -141,11 +149,11 @@ pub enum PageMessage {
         /// The owner (not always the sender: former homes relay).
         owner: NodeId,
     },
-    /// Home → former owner: it may drop the page now.
+    /// Home → former owner: it may drop the page now. Home → former sharer: it may ask for the page again.
     WriteBackAck {
         /// The page.
         page: Page,
-        /// False if the ownership had gone to another node meanwhile.
+        /// False if the ownership, or the copy, had gone to another node meanwhile.
         accepted: bool,
     },
     /// Home → node that holds pages of the extent: everything I sent you before this has
@@ -211,6 +219,7 @@ impl PageMessage {
             | PageMessage::Invalidate { page, .. }
             | PageMessage::Grant { page, .. }
             | PageMessage::Push { page, .. }
+            | PageMessage::Relinquish { page, .. }
             | PageMessage::InvalidateAck { page }
             | PageMessage::Done { page }
             | PageMessage::WriteBack { page, .. }
@@ -232,6 +241,7 @@ impl PageMessage {
             | PageMessage::Invalidate { page, .. }
             | PageMessage::Grant { page, .. }
             | PageMessage::Push { page, .. }
+            | PageMessage::Relinquish { page, .. }
             | PageMessage::InvalidateAck { page }
             | PageMessage::Done { page }
             | PageMessage::WriteBack { page, .. }

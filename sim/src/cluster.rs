@@ -593,7 +593,8 @@ impl Node {
             return;
         };
         let lock = Lock::Semaphore(set, raised.num);
-        for Push { page, access, to } in self.carry.released(lock, now) {
+        let can_push = |page, access| self.engine.can_push(page, access);
+        for Push { page, access, to } in self.carry.released(lock, now, can_push) {
             self.drive(now, Input::Push { page, access, to }, letters);
         }
     }

@@ -51,6 +51,22 @@ fn a_lock_carries_the_pages_that_it_guards() {
     assert_eq!(count("protocol_errors"), 0);
 }
 
+/// Two grids of 2 pages a row; each node reads a row of the other's at each step, and writes its own again.
+#[test]
+fn what_iterates_between_barriers_comes_to_have_no_faults() {
+    let lab = Lab::new(2);
+    lab.spread("heat", 2, &["--size", "1024", "--steps", "100"]);
+    let count = |what: &str| -> u64 {
+        let of = |node| lab.status(node)["coherence"][what].as_u64();
+        (1..=2).filter_map(of).sum()
+    };
+    let (rows, pushes) = (2 * 2 * 100, count("pushes"));
+    assert!(pushes > rows * 3 / 4, "{pushes} pushes");
+    let relinquished = count("relinquished");
+    assert!(relinquished > rows * 3 / 4, "{relinquished} relinquished");
+    assert_eq!(count("protocol_errors"), 0);
+}
+
 #[test]
 fn messages_reach_whom_they_are_for() {
     let lab = Lab::new(3);

@@ -33,8 +33,8 @@ pub(super) enum State {
     Exclusive,
     /// As `Owned`, written back, not yet known whether in time.
     Evicting,
-    /// Taken by another node while it was being written back: no copy, and nothing may be
-    /// requested until the home has answered.
+    /// Taken by another node while it was being written back, or relinquished: no copy, and nothing
+    /// may be requested until the home has answered.
     Evicted,
 }
 
@@ -336,6 +336,9 @@ impl<D> Engine<D> {
             return;
         }
         let line = self.line(page);
+        if access == Access::Write && line.state == State::Shared {
+            return self.relinquish(cx, page);
+        }
         let can = match access {
             Access::Read => matches!(line.state, State::Owned | State::Exclusive),
             Access::Write => line.state == State::Exclusive,
@@ -350,6 +353,25 @@ impl<D> Engine<D> {
                 cx.send(home, PageMessage::Push { page, access, to }, Body::None);
             }
             None => {}
+        }
+    }
+
+    /// Gives up this node's copy of a page that its owner will write next.
+    fn relinquish(&mut self, cx: &mut Context<'_, D>, page: Page) {
+        let Some(home) = self.home_of(page.extent()) else {
+            return;
+        };
+        if self.line(page).wanted || home == self.me && !self.unlist(cx, page, home) {
+            return;
+        }
+        self.counters.relinquished += 1;
+        cx.out.push(Action::Drop { page });
+        *self.line_mut(page) = Line::default();
+        if home != self.me {
+            // Until the home has answered, lest this be taken for a copy that comes later.
+            self.line_mut(page).state = State::Evicted;
+            let sharer = self.me;
+            cx.send(home, PageMessage::Relinquish { page, sharer }, Body::None);
         }
     }
 
@@ -536,7 +558,8 @@ impl<D> Engine<D> {
         }
     }
 
-    /// The home has answered a write-back; what waited for that may be requested now.
+    /// The home has answered a write-back, or knows that a copy is gone; what waited for that may be
+    /// requested now.
     pub(super) fn written_back(&mut self, cx: &mut Context<'_, D>, page: Page, accepted: bool) {
         let line = self.line_mut(page);
         match line.state {

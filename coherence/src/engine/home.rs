@@ -29,6 +29,7 @@ pub(super) struct Transaction<D> {
 pub(super) enum Work<D> {
     Request(Asked),
     WriteBack { page: Page, owner: NodeId, data: D },
+    Relinquish { page: Page, sharer: NodeId },
 }
 
 /// What the directory said of a page.
@@ -71,7 +72,19 @@ impl Asked {
 impl<D> Work<D> {
     fn page(&self) -> Page {
         match *self {
-            Self::Request(Asked { page, .. }) | Self::WriteBack { page, .. } => page,
+            Self::Request(Asked { page, .. })
+            | Self::WriteBack { page, .. }
+            | Self::Relinquish { page, .. } => page,
+        }
+    }
+
+    /// Who waits for [`PageMessage::WriteBackAck`].
+    fn handed_back_by(&self) -> Option<NodeId> {
+        match *self {
+            Self::Request(_) => None,
+            Self::WriteBack { owner: node, .. } | Self::Relinquish { sharer: node, .. } => {
+                Some(node)
+            }
         }
     }
 }
@@ -90,21 +103,17 @@ impl<D> Engine<D> {
         self.accept(cx, Work::Request(asked));
     }
 
-    pub(super) fn write_back(
-        &mut self,
-        cx: &mut Context<'_, D>,
-        page: Page,
-        owner: NodeId,
-        data: D,
-    ) {
+    /// A node writes a page back, or says that its copy is gone.
+    pub(super) fn hand_back(&mut self, cx: &mut Context<'_, D>, work: Work<D>) {
+        let page = work.page();
         let home = self.home_of(page.extent());
-        if owner == self.me && home.is_none_or(|home| home == self.me) {
+        if work.handed_back_by() == Some(self.me) && home.is_none_or(|home| home == self.me) {
             // It left when the home was elsewhere, and the home followed it here. Not queued:
             // the home does not move on before.
             self.written_back(cx, page, false);
             return self.fence(cx, page.extent());
         }
-        self.accept(cx, Work::WriteBack { page, owner, data });
+        self.accept(cx, work);
     }
 
     /// Does the work now, or when it is its turn, or has the home do it.
@@ -115,7 +124,7 @@ impl<D> Engine<D> {
             // The coordinator sent the requester here: this is the home from now on.
             _ => self.open_directory(cx, page.extent()),
         }
-        if let Work::WriteBack { owner, .. } = work
+        if let Some(owner) = work.handed_back_by()
             && self.is_pushed_to(page, owner)
         {
             // It left before the page was pushed, which the owner takes once it has this answer.
@@ -171,6 +180,9 @@ impl<D> Engine<D> {
                     PageMessage::WriteBack { page, owner },
                     Body::Data(data),
                 );
+            }
+            Work::Relinquish { page, sharer } => {
+                cx.send(home, PageMessage::Relinquish { page, sharer }, Body::None);
             }
         }
     }
@@ -231,6 +243,11 @@ impl<D> Engine<D> {
                 self.serve(cx, asked);
             }
             Work::WriteBack { page, owner, data } => self.take_back(cx, page, owner, data),
+            Work::Relinquish { page, sharer } => {
+                let accepted = self.unlist(cx, page, sharer);
+                let message = PageMessage::WriteBackAck { page, accepted };
+                cx.send(sharer, message, Body::None);
+            }
         }
     }
 
@@ -496,6 +513,32 @@ impl<D> Engine<D> {
             PageMessage::WriteBackAck { page, accepted },
             Body::None,
         );
+    }
+
+    /// Takes a sharer that has no copy any more out of the directory, unless the page is busy; whether it
+    /// was there. Where this node is the owner, and nobody else has a copy now, it may write again.
+    pub(super) fn unlist(&mut self, cx: &mut Context<'_, D>, page: Page, sharer: NodeId) -> bool {
+        let me = self.me;
+        let directory = self.directory_mut(page);
+        let slot = slot(page);
+        let Some(owner) = directory.owner(slot).filter(|&owner| owner != sharer) else {
+            return false;
+        };
+        if directory.moving || directory.is_busy(slot) || !directory.is_holder(slot, sharer) {
+            return false;
+        }
+        let left = directory.holders(slot).without(sharer);
+        directory.place(slot, owner, &left);
+        if owner == me && left.len() == 1 && self.line(page).state == State::Owned {
+            let _ = self.directory_mut(page).give(slot, me);
+            self.line_mut(page).state = State::Exclusive;
+            cx.out.push(Action::Install {
+                page,
+                access: Access::Write,
+                contents: Fill::InPlace,
+            });
+        }
+        true
     }
 
     fn begin(&mut self, page: Page, requester: NodeId, pushed: bool) {

@@ -241,6 +241,62 @@ fn who_waits_for_a_declined_prefetch_is_served_and_keeps_the_page() {
 }
 
 #[test]
+fn a_copy_that_is_given_up_lets_the_owner_write_without_a_fault() {
+    let mut cluster = Cluster::new(3, 1, Some(node(0)), 0);
+    cluster.touch(NOW, 0, 0, Access::Write);
+    for reader in [1, 2] {
+        cluster.touch(NOW, reader, 0, Access::Read);
+        settle(&mut cluster);
+    }
+    for (reader, access) in [(1, Access::Read), (2, Access::Write)] {
+        give_up(&mut cluster, reader);
+        settle(&mut cluster);
+        assert_eq!(cluster.hosts[reader].frames[0].contents, None);
+        assert_eq!(cluster.hosts[0].frames[0].access, Some(access));
+    }
+    assert!(cluster.touch(NOW, 0, 0, Access::Write));
+    assert!(!cluster.touch(NOW, 1, 0, Access::Read));
+    settle(&mut cluster);
+    assert!(cluster.touch(NOW, 1, 0, Access::Read));
+}
+
+/// The new home would take the word that the copy is gone for one about the next copy, which the node has
+/// asked for on a shorter way.
+#[test]
+fn a_copy_that_is_given_up_is_not_asked_for_before_the_home_knows() {
+    let (old, new, reader) = (0, 1, 2);
+    let mut cluster = Cluster::new(3, 2, Some(node(old)), 0);
+    cluster.preload(old, 0);
+    cluster.touch(NOW, reader, 0, Access::Read);
+    settle(&mut cluster);
+    let (extent, to) = (EXTENT, node(new));
+    cluster.handle(NOW, old, Input::MoveHome { extent, to });
+    settle(&mut cluster);
+    // The reader still believes in the old home. What it asks for first tells it better.
+    cluster.touch(NOW, reader, 1, Access::Read);
+    give_up(&mut cluster, reader);
+    let to_old = cluster.channel(reader, old);
+    let relayed = cluster.channel(old, new);
+    cluster.deliver(NOW, to_old);
+    cluster.deliver(NOW, to_old);
+    cluster.deliver(NOW, relayed);
+    let grant = cluster.channel(new, reader);
+    cluster.deliver(NOW, grant);
+    assert!(cluster.touch(NOW, reader, 1, Access::Read));
+    // Everything but the relayed word arrives.
+    cluster.touch(NOW, reader, 0, Access::Read);
+    let other = |cluster: &Cluster| cluster.busy_channels().find(|&channel| channel != relayed);
+    while let Some(channel) = other(&cluster) {
+        cluster.deliver(NOW, channel);
+    }
+    settle(&mut cluster);
+    cluster.touch(NOW, old, 0, Access::Write);
+    settle(&mut cluster);
+    cluster.write(old, 0);
+    cluster.check();
+}
+
+#[test]
 fn a_fault_fails_where_no_node_has_memory() {
     struct Nothing;
     impl Memory for Nothing {
@@ -273,6 +329,13 @@ fn a_fault_fails_where_no_node_has_memory() {
         out,
         [0, 1].map(|index| crate::Action::Fail { page: page(index) })
     );
+}
+
+/// Whoever owns the page will write it next.
+fn give_up(cluster: &mut Cluster, at: usize) {
+    let (access, to) = (Access::Write, node(0));
+    let page = page(0);
+    cluster.handle(NOW, at, Input::Push { page, access, to });
 }
 
 fn prefetch(cluster: &mut Cluster, at: usize, access: Access) {

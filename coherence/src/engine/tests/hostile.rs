@@ -146,7 +146,7 @@ fn any_message(random: &mut Random) -> PageMessage {
     let requester = any_node(random);
     let acks = random.below(3) as u16;
     let flag = random.below(2) == 0;
-    match random.below(12) {
+    match random.below(14) {
         0 => PageMessage::Request {
             page,
             access,
@@ -193,6 +193,10 @@ fn any_message(random: &mut Random) -> PageMessage {
             to: requester,
         },
         11 => PageMessage::Decline { page, requester },
+        12 => PageMessage::Relinquish {
+            page,
+            sharer: requester,
+        },
         _ => {
             let entry = |random: &mut Random| DirectoryEntry {
                 page: [0, 1, 2, u16::MAX][random.below(4)],

@@ -422,6 +422,7 @@ fn hash_work<H: Hasher>(work: &Work<Version>, fresh: impl Fn(Page, Version) -> b
     match work {
         Work::Request(asked) => asked.hash(h),
         Work::WriteBack { page, owner, data } => (page, owner, fresh(*page, *data)).hash(h),
+        Work::Relinquish { page, sharer } => (page, sharer).hash(h),
     }
 }
 

@@ -21,6 +21,7 @@ fn random_runs_stay_coherent_and_come_to_rest() {
             seen.home_moves += counters.home_moves;
             seen.relays += counters.relays;
             seen.pushes += counters.pushes;
+            seen.relinquished += counters.relinquished;
             seen.prefetches += counters.prefetches;
             seen.declined += counters.declined;
         }
@@ -37,6 +38,7 @@ fn random_runs_stay_coherent_and_come_to_rest() {
         home_moves,
         relays,
         pushes,
+        relinquished,
         prefetches,
         declined,
         ..
@@ -50,6 +52,7 @@ fn random_runs_stay_coherent_and_come_to_rest() {
         home_moves,
         relays,
         pushes,
+        relinquished,
         prefetches,
         declined,
     ];
