@@ -11,7 +11,7 @@
 //! # Where a page has its home
 //!
 //! The home of an extent is the *manager* of its pages, and does not move. A page has its home there
-//! until one node alone writes it: then the manager lends it to that node ([`loans`]). What a home
+//! until one node alone writes it: then the manager lends it to that node (`loans.rs`). What a home
 //! writes is not sent anywhere, and while no other node has a copy it is not even looked at.
 //!
 //! # States of a page
@@ -35,7 +35,7 @@
 //! A page that is Dirty stays so after a release: a program that iterates takes no write faults.
 //! After [`PATIENCE`] releases at which it was the same as its twin it becomes Clean. A page that a
 //! thread has used since it came is fetched again as soon as it is dropped for another node's
-//! change, and is writable at once if it was Dirty: what is used in every round is there when the
+//! change, and is writable at once if it was being written: what is used in every round is there when the
 //! round begins.
 //!
 //! # Messages

@@ -8,6 +8,10 @@ use migshm_protocol::{Extent, NodeId, Page, SegmentId};
 use super::tables::first_page;
 use super::{Action, Context, Diff, Line, PATIENCE, Pending, Release, State, Twin};
 
+/// Releases in a row without a change, up to which a page counts as one that is being written: to want it for
+/// writing has it come back from whom it was lent to.
+const RECENT: u8 = 3;
+
 impl Release {
     pub(super) fn fault(&mut self, cx: &mut Context<'_>, page: Page, access: Access) {
         if !self.knows(page) || self.access(page) >= Some(access) {
@@ -190,11 +194,13 @@ impl Release {
                 continue;
             }
             let is_used = !prefetched || cx.frames.is_used(page);
+            let twin = self.tables.twins.get(&page);
+            let is_written = twin.is_some_and(|twin| twin.idle <= RECENT);
             self.lose(cx, page);
             self.counters.invalidations += 1;
             if is_used {
                 self.counters.prefetches += 1;
-                self.want(cx, page, state == State::Dirty, true);
+                self.want(cx, page, is_written, true);
             }
         }
     }
