@@ -272,3 +272,106 @@ fn nothing_waits_for_a_node_that_has_left() {
     );
     assert_eq!(out, [failed]);
 }
+
+/// What a fetch by a node leads to at node 0, the manager.
+fn fetch(engine: &mut Release, memory: &mut Memory, by: u16, write: bool) -> Vec<Action> {
+    let mut out = Vec::new();
+    let (from, data) = (NodeId(by), Vec::new());
+    let message = ReleaseMessage::Fetch {
+        segment: SEGMENT,
+        requester: from,
+        number: 7,
+        write,
+        pages: vec![0],
+    };
+    let input = Input::Message {
+        from,
+        message,
+        data,
+    };
+    engine.handle(input, memory, &mut out);
+    out
+}
+
+#[test]
+fn pages_that_were_lent_to_a_node_that_has_left_are_lost_to_all() {
+    let mut manager = Release::new(node(0), PAGE_SIZE);
+    manager.add_segment(SEGMENT, 1, Some(node(0)));
+    let mut memory = memory(1);
+    fetch(&mut manager, &mut memory, 1, true);
+    assert_eq!(manager.access(page(0)), None, "it is lent");
+    let passed = fetch(&mut manager, &mut memory, 2, false);
+    assert!(matches!(passed[..], [Action::Send { to: NodeId(1), .. }]));
+
+    let mut out = Vec::new();
+    manager.handle(Input::Left { node: node(1) }, &mut memory, &mut out);
+    let lost = Action::Send {
+        to: node(2),
+        message: ReleaseMessage::Lost {
+            segment: SEGMENT,
+            pages: vec![(0, 1)],
+        },
+        data: Vec::new(),
+    };
+    assert_eq!(out, [lost.clone()]);
+    for write in [false, true] {
+        assert_eq!(fetch(&mut manager, &mut memory, 2, write), [lost.clone()]);
+    }
+    let (page, access) = (page(0), Access::Read);
+    out.clear();
+    manager.handle(Input::Fault { page, access }, &mut memory, &mut out);
+    assert_eq!(out, [Action::Fail { page }]);
+}
+
+#[test]
+fn what_waits_for_a_page_that_is_coming_back_ends_when_its_borrower_leaves() {
+    let mut manager = Release::new(node(0), PAGE_SIZE);
+    manager.add_segment(SEGMENT, 1, Some(node(0)));
+    let mut memory = memory(1);
+    fetch(&mut manager, &mut memory, 1, true);
+    fetch(&mut manager, &mut memory, 2, true);
+    let message = ReleaseMessage::Diffs {
+        segment: SEGMENT,
+        number: 8,
+        pages: vec![(0, 3)],
+    };
+    let (from, data) = (node(3), vec![1, 1, 9]);
+    let mut out = Vec::new();
+    let input = Input::Message {
+        from,
+        message,
+        data,
+    };
+    manager.handle(input, &mut memory, &mut out);
+    assert_eq!(out, [], "it waits for the page");
+    manager.handle(Input::Left { node: node(1) }, &mut memory, &mut out);
+    let merged = |action: &Action| match action {
+        Action::Send { to, message, .. } => {
+            *to == node(3) && matches!(message, ReleaseMessage::Merged { number: 8, .. })
+        }
+        _ => false,
+    };
+    assert!(out.iter().any(merged), "{out:?}");
+}
+
+#[test]
+fn who_waits_for_a_page_that_is_lost_is_told() {
+    let mut engine = Release::new(node(2), PAGE_SIZE);
+    engine.add_segment(SEGMENT, 1, Some(node(0)));
+    let (mut memory, mut out) = (memory(1), Vec::new());
+    let (page, access) = (page(0), Access::Read);
+    engine.handle(Input::Fault { page, access }, &mut memory, &mut out);
+    out.clear();
+    let message = ReleaseMessage::Lost {
+        segment: SEGMENT,
+        pages: vec![(0, 1)],
+    };
+    let (from, data) = (node(0), Vec::new());
+    let input = Input::Message {
+        from,
+        message,
+        data,
+    };
+    engine.handle(input, &mut memory, &mut out);
+    assert_eq!(out, [Action::Fail { page }]);
+}
