@@ -70,6 +70,8 @@ impl Release {
             prefetch,
         };
         self.tables.pending.insert(page, pending);
+        // What happens to it until it comes is noticed only in extents that are known.
+        self.extent_mut(page.extent());
         self.ask(cx, page);
     }
 

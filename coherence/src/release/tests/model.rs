@@ -282,6 +282,7 @@ fn loan(nodes: usize) -> Search {
             Op::Wait(0),
             Op::Wait(0),
             Op::Wait(0),
+            Op::Read(Y),
             Op::Read(X),
             Op::Write(X, 0),
             Op::Post(1),
@@ -297,7 +298,7 @@ fn loan(nodes: usize) -> Search {
             Op::Read(X),
             Op::Post(2),
         ],
-        vec![Op::Read(Y), Op::Wait(2), Op::Read(X)],
+        vec![Op::Read(W), Op::Wait(2), Op::Read(X)],
     ];
     programs.truncate(nodes);
     search("a loan", programs, &[0, 0, 0]).touched()
