@@ -16,6 +16,14 @@ fn hand_over(from: &mut Process, to: &mut Process) {
     assert_eq!(to.ask("receive 1"), "1");
 }
 
+/// One process writes its segment again and again, and tells another.
+fn write_rounds(writer: &mut Process, other: &mut Process, values: std::ops::Range<u32>) {
+    for value in values {
+        writer.obey(&format!("fill {value}"));
+        hand_over(writer, other);
+    }
+}
+
 /// What the engine of a node has counted.
 fn counted(lab: &Lab, node: usize, what: &str) -> u64 {
     lab.status(node)["release"][what]
@@ -150,19 +158,13 @@ fn the_home_of_a_page_follows_its_only_writer() {
     let mut first = releasing(&lab, 1);
     first.obey("fill 1");
     let mut writer = releasing(&lab, 2);
-    let mut rounds = |values: std::ops::Range<u32>| {
-        for value in values {
-            writer.obey(&format!("fill {value}"));
-            hand_over(&mut writer, &mut first);
-        }
-    };
-    rounds(2..20);
+    write_rounds(&mut writer, &mut first, 2..20);
     assert_eq!(counted(&lab, 2, "homes_taken"), 4);
     let diffs = counted(&lab, 2, "diffs");
-    rounds(20..40);
+    write_rounds(&mut writer, &mut first, 20..40);
     assert_eq!(counted(&lab, 2, "diffs"), diffs);
     first.obey("check 39");
-    rounds(40..42);
+    write_rounds(&mut writer, &mut first, 40..42);
     first.obey("check 41");
     // It goes back to where it was when others write it.
     first.obey("fill 42");
@@ -176,10 +178,7 @@ fn a_page_that_nobody_has_touched_is_at_home_where_it_is_written_first() {
     let lab = Lab::new(2);
     let mut first = releasing(&lab, 1);
     let mut writer = releasing(&lab, 2);
-    for value in 1..10 {
-        writer.obey(&format!("fill {value}"));
-        hand_over(&mut writer, &mut first);
-    }
+    write_rounds(&mut writer, &mut first, 1..10);
     assert_eq!(counted(&lab, 2, "homes_taken"), 4);
     assert_eq!(counted(&lab, 2, "diffs"), 0);
     first.obey("check 9");
