@@ -313,9 +313,10 @@ fn pages_that_were_lent_to_a_node_that_has_left_are_lost_to_all() {
         },
         data: Vec::new(),
     };
-    assert_eq!(out, [lost.clone()]);
+    assert_eq!(out, std::slice::from_ref(&lost));
     for write in [false, true] {
-        assert_eq!(fetch(&mut manager, &mut memory, 2, write), [lost.clone()]);
+        let told = fetch(&mut manager, &mut memory, 2, write);
+        assert_eq!(told, std::slice::from_ref(&lost));
     }
     let (page, access) = (page(0), Access::Read);
     out.clear();
