@@ -8,39 +8,47 @@
 //! writers (Keleher et al. 1992, Zhou et al. 1996); the coordinator, through which all
 //! synchronisation passes, takes the write notices along, so there are no vector clocks.
 //!
+//! # Where a page has its home
+//!
+//! The home of an extent is the *manager* of its pages, and does not move. A page has its home there
+//! until one node alone writes it: then the manager lends it to that node (`loans.rs`). What a home
+//! writes is not sent anywhere, and while no other node has a copy it is not even looked at.
+//!
 //! # States of a page
 //!
 //! | state | processes may | read fault | write fault | another node's change is learned of | release | evict |
 //! |---|---|---|---|---|---|---|
-//! | Absent | nothing | `Fetch` → Clean | `Fetch` → Dirty | fetched again, if it is being fetched | - | - |
+//! | Absent | nothing | `Fetch` → Clean | `Fetch` → Dirty, or its home | fetched again, if it is being fetched | - | - |
 //! | Clean | read | - | twin → Dirty | drop → Absent | - | drop → Absent |
-//! | Dirty | write | - | - | protect, diff to home, drop → Absent | diff to home, twin := page | protect, diff to home, drop → Absent |
+//! | Dirty | write | - | - | protect, diff to manager, drop → Absent | diff to manager, twin := page | protect, diff to manager, drop → Absent |
 //!
 //! and at the page's home:
 //!
 //! | state | processes may | write fault | `Fetch` | `Diffs` | release | evict |
 //! |---|---|---|---|---|---|---|
-//! | Absent: no other node has had it | write | - | protect, send → Clean | - | - | - |
-//! | Clean | read | twin → Dirty | send | merge | - | - |
-//! | Dirty | write | - | send, twin := page | merge, into the twin too | twin := page | protect → Clean |
+//! | Absent: no other node has a copy | write | - | protect, send → Clean | (merge) | - | give back |
+//! | Clean | read | twin → Dirty; no copies → Absent | send | merge | - | give back |
+//! | Dirty | write | - | send, twin := page | merge, into the twin too | twin := page; no copies for [`PATIENCE`] → Absent | protect → Clean |
+//!
+//! Only the manager merges, and only a borrower gives back.
 //!
 //! A page that is Dirty stays so after a release: a program that iterates takes no write faults.
 //! After [`PATIENCE`] releases at which it was the same as its twin it becomes Clean. A page that a
 //! thread has used since it came is fetched again as soon as it is dropped for another node's
-//! change, and is writable at once if it was Dirty: what is used in every round is there when the
+//! change, and is writable at once if it was being written: what is used in every round is there when the
 //! round begins.
 //!
 //! # Messages
 //!
-//! W has written pages of H, of which R has copies; C is the coordinator.
+//! W has written pages of M's, of which R has copies; C is the coordinator.
 //!
 //! ```text
-//! W ──Diffs──▶ H     merged into H's pages
-//! W ◀─Merged── H     "R, say, has a copy"
+//! W ──Diffs──▶ M     merged into M's pages
+//! W ◀─Merged── M     "R, say, has a copy"
 //! W ──Wrote, the call──▶ C     adds the pages to what it has to tell the other nodes
-//!                        C ──Changed, an answer──▶ R     drops the pages, then passes on the answer
-//!                                                  R ──Fetch──▶ H
-//!                                                  R ◀─Copy──── H
+//!                        C ──Changed, an answer──▶ R    drops the pages, then passes on the answer
+//!                                                  R ──Fetch───▶ M, or M's borrower
+//!                                                  R ◀─Copies─── M, or M's borrower
 //! ```
 //!
 //! # What else has to hold
@@ -50,27 +58,35 @@
 //! - A copy that was asked for before its page was changed may be old: it is asked for again.
 //! - A `Fetch` follows the node's own diffs of the page, on one stream.
 //! - What was sent home without a release (a page was evicted, or dropped) is told at the next one.
-//! - Homes of these segments do not move.
+//! - Once a page has been changed, the copies of others are old, and count no more. Whoever changes it
+//!   next tells of them again, unless it has itself told of them: another's word to the coordinator may be
+//!   later than its own.
 //!
 //! A node that dies takes the pages with it whose home it is: who touches them gets SIGBUS.
 
 mod copies;
 mod diff;
+mod home;
+mod loans;
+mod tables;
 #[cfg(test)]
 mod tests;
+mod user;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use migshm_protocol::ids::{EXTENT_PAGES, MAX_NODES};
 use migshm_protocol::page::Access;
-use migshm_protocol::release::{MAX_DIFFS, MAX_WANTED, ReleaseMessage, RunSet, Runs};
+use migshm_protocol::release::{ReleaseMessage, RunSet, Runs, Sent};
 use migshm_protocol::{Extent, NodeId, NodeSet, Page, SegmentId};
 
 use copies::Copies;
 pub use diff::Diff;
+use home::Merging;
+use loans::{Moving, Record};
 
-/// Releases in a row that find a page the same as its twin, after which it is protected again.
-pub const PATIENCE: u8 = 3;
+/// Releases in a row that find a page the same as its twin, after which it is protected again: together
+/// they cost what a write fault does. A program that iterates has several in each iteration.
+pub const PATIENCE: u8 = 12;
 
 /// The node's page memory. The engine works on it directly: it has to see what was written up to
 /// the moment of protection.
@@ -91,6 +107,8 @@ pub trait Frames {
     fn drop(&mut self, page: Page);
     /// Whether a local process has used a page since it was installed, as far as can be told.
     fn is_used(&self, page: Page) -> bool;
+    /// Whether a page has memory: whether anybody has touched it here since it was dropped.
+    fn is_present(&self, page: Page) -> bool;
 }
 
 /// What happened.
@@ -101,6 +119,13 @@ pub enum Input {
         /// The page.
         page: Page,
         /// What is needed.
+        access: Access,
+    },
+    /// A local process may need these pages soon.
+    Prefetch {
+        /// The pages.
+        pages: Vec<Page>,
+        /// For what.
         access: Access,
     },
     /// A message of another node.
@@ -179,7 +204,7 @@ pub struct ReleaseCounters {
     pub faults: u64,
     /// Pages asked of their homes.
     pub fetches: u64,
-    /// Of them, those asked for again without a fault, as they had been used.
+    /// Of them, those asked for without a fault.
     pub prefetches: u64,
     /// Pages sent to other nodes.
     pub copies: u64,
@@ -195,6 +220,10 @@ pub struct ReleaseCounters {
     pub merges: u64,
     /// Copies dropped because another node had changed the page.
     pub invalidations: u64,
+    /// Pages whose home has moved here.
+    pub homes_taken: u64,
+    /// Pages whose home has gone back to the manager.
+    pub homes_returned: u64,
     /// Copies dropped to make room.
     pub evictions: u64,
     /// Messages about segments that are not (or no longer) known here.
@@ -228,6 +257,10 @@ struct Tables {
     last: u64,
     /// Diffs that are not merged yet, as far as is known: whose they are to be.
     unmerged: BTreeMap<u64, (NodeId, SegmentId)>,
+    /// As a manager: pages whose home is moving.
+    moving: BTreeMap<Page, Moving>,
+    /// As a manager: diffs of which a part waits for such pages, by sender and number.
+    merging: BTreeMap<(NodeId, u64), Merging>,
     /// What has to be told at the next release.
     wrote: BTreeMap<SegmentId, RunSet>,
     /// Releases under way: number of the last diffs that each waits for.
@@ -240,16 +273,21 @@ struct Segment {
     default_home: Option<NodeId>,
     /// Nodes that have left since the segment is known.
     lost: NodeSet,
+    /// Nodes that have asked this one for pages.
+    users: NodeSet,
     /// By extent index; as long as the highest extent touched so far needs.
     extents: Vec<Option<Box<ExtentState>>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct ExtentState {
-    home: Option<NodeId>,
+    /// The extent's home.
+    manager: Option<NodeId>,
     lines: Box<[Line]>,
-    /// At the home: who may have a copy of each page.
+    /// At a page's home: who may have a copy that is not old.
     copies: Copies,
+    /// At the manager: about each page; empty until one was asked for.
+    records: Box<[Record]>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -257,6 +295,8 @@ struct Line {
     state: State,
     /// Whether it came without a fault.
     prefetched: bool,
+    /// Whether the manager has lent it to this node, which is its home.
+    borrowed: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -273,6 +313,8 @@ struct Twin {
     bytes: Box<[u8]>,
     /// Releases in a row that found no change.
     idle: u8,
+    /// At the home: releases in a row that found nobody with a copy.
+    alone: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -289,9 +331,23 @@ struct Pending {
 struct Context<'a> {
     frames: &'a mut dyn Frames,
     out: &'a mut Vec<Action>,
-    /// By home and segment.
+    /// By manager and segment.
     diffs: BTreeMap<(NodeId, SegmentId), Vec<(u32, Diff)>>,
-    wanted: BTreeMap<(NodeId, SegmentId), Vec<u32>>,
+    /// By receiver, segment, and whether they are to be written.
+    wanted: BTreeMap<(NodeId, SegmentId, bool), Vec<u32>>,
+    /// Other nodes' fetches to be passed on, by receiver.
+    passed: BTreeMap<(NodeId, SegmentId, NodeId, u64, bool), Vec<u32>>,
+    /// By receiver, segment and number of the fetch.
+    copies: BTreeMap<(NodeId, SegmentId, u64), Copied>,
+    /// Pages that are to come home, by where they are.
+    recalled: BTreeMap<(NodeId, SegmentId), Vec<u32>>,
+}
+
+/// Pages on their way out.
+#[derive(Default)]
+struct Copied {
+    pages: Vec<(u32, Sent)>,
+    data: Vec<u8>,
 }
 
 impl Release {
@@ -308,6 +364,8 @@ impl Release {
             finding: BTreeMap::new(),
             last: 0,
             unmerged: BTreeMap::new(),
+            moving: BTreeMap::new(),
+            merging: BTreeMap::new(),
             wrote: BTreeMap::new(),
             releases: VecDeque::new(),
         };
@@ -324,6 +382,7 @@ impl Release {
             pages,
             default_home,
             lost: NodeSet::default(),
+            users: NodeSet::default(),
             extents: Vec::new(),
         };
         self.tables.segments.entry(segment).or_insert_with(new);
@@ -338,6 +397,8 @@ impl Release {
         tables.pending.retain(|page, _| page.segment != segment);
         tables.finding.retain(|extent, _| extent.segment != segment);
         tables.unmerged.retain(|_, (_, of)| *of != segment);
+        tables.moving.retain(|page, _| page.segment != segment);
+        tables.merging.retain(|_, diffs| diffs.segment != segment);
         tables.wrote.remove(&segment);
         self.complete_releases(out);
     }
@@ -354,14 +415,26 @@ impl Release {
         match self.line(page).state {
             State::Dirty => Some(Access::Write),
             State::Clean => Some(Access::Read),
-            State::Absent => self.is_home(page.extent()).then_some(Access::Write),
+            State::Absent => self.is_home(page).then_some(Access::Write),
         }
     }
 
-    /// Whether this node is the home of an extent, as far as it knows.
+    /// Whether this node is the home of a page, as far as it knows.
     #[must_use]
-    pub fn is_home(&self, extent: Extent) -> bool {
-        self.home_of(extent) == Some(self.tables.me)
+    pub fn is_home(&self, page: Page) -> bool {
+        self.line(page).borrowed || self.manages(page) && self.borrower(page).is_none()
+    }
+
+    /// Whether its manager has lent this node a page: it goes back if it is evicted.
+    #[must_use]
+    pub fn is_borrowed(&self, page: Page) -> bool {
+        self.line(page).borrowed
+    }
+
+    /// Whether a page was asked for, and has not come.
+    #[must_use]
+    pub fn is_pending(&self, page: Page) -> bool {
+        self.tables.pending.contains_key(&page)
     }
 
     /// Whether there is nothing to release, and no release under way.
@@ -403,9 +476,13 @@ impl Release {
             out,
             diffs: BTreeMap::new(),
             wanted: BTreeMap::new(),
+            passed: BTreeMap::new(),
+            copies: BTreeMap::new(),
+            recalled: BTreeMap::new(),
         };
         match input {
             Input::Fault { page, access } => self.fault(cx, page, access),
+            Input::Prefetch { pages, access } => self.prefetch(cx, &pages, access),
             Input::Message {
                 from,
                 message,
@@ -419,599 +496,5 @@ impl Release {
         }
         self.send_all(cx);
         self.complete_releases(cx.out);
-    }
-}
-
-/// As a user of pages.
-impl Release {
-    fn fault(&mut self, cx: &mut Context<'_>, page: Page, access: Access) {
-        if !self.knows(page) || self.access(page) >= Some(access) {
-            return;
-        }
-        self.counters.faults += 1;
-        if self.line(page).state == State::Clean {
-            cx.frames.read(page, &mut self.buffer);
-            self.begin_writing(page, None);
-            return cx.frames.permit(page);
-        }
-        self.want(cx, page, access == Access::Write, false);
-    }
-
-    /// A page becomes Dirty; its twin is `contents`, or what is in the buffer.
-    fn begin_writing(&mut self, page: Page, contents: Option<&[u8]>) {
-        let bytes = contents.unwrap_or(&self.buffer).into();
-        self.tables.twins.insert(page, Twin { bytes, idle: 0 });
-        self.line_mut(page).state = State::Dirty;
-        self.counters.twins += 1;
-    }
-
-    /// Has a page come, if it is not on its way yet.
-    fn want(&mut self, cx: &mut Context<'_>, page: Page, write: bool, prefetch: bool) {
-        if let Some(pending) = self.tables.pending.get_mut(&page) {
-            pending.write |= write;
-            pending.prefetch &= prefetch;
-            return;
-        }
-        let pending = Pending {
-            number: 0,
-            write,
-            prefetch,
-        };
-        self.tables.pending.insert(page, pending);
-        match self.home_of(page.extent()) {
-            Some(home) => self.fetch(cx, page, home),
-            None => {
-                let waiting = self.tables.finding.entry(page.extent()).or_default();
-                waiting.insert(page.index);
-                if waiting.len() == 1 {
-                    let extent = page.extent();
-                    cx.out.push(Action::FindHome { extent });
-                }
-            }
-        }
-    }
-
-    /// Asks for a page that is pending.
-    fn fetch(&mut self, cx: &mut Context<'_>, page: Page, home: NodeId) {
-        let segment = self.tables.segments.get(&page.segment);
-        if segment.is_some_and(|segment| segment.lost.contains(home)) {
-            self.tables.pending.remove(&page);
-            return cx.out.push(Action::Fail { page });
-        }
-        let wanted = cx.wanted.entry((home, page.segment)).or_default();
-        wanted.push(page.index);
-        self.counters.fetches += 1;
-    }
-
-    fn home_is(&mut self, cx: &mut Context<'_>, extent: Extent, home: Option<NodeId>) {
-        let waiting = self.tables.finding.remove(&extent).unwrap_or_default();
-        let home = home.filter(|home| usize::from(home.0) < MAX_NODES);
-        if self.knows(first_page(extent)) {
-            let known = &mut self.extent_mut(extent).home;
-            *known = known.or(home);
-        }
-        for index in waiting {
-            let page = Page {
-                segment: extent.segment,
-                index,
-            };
-            if !self.tables.pending.contains_key(&page) {
-                continue;
-            }
-            match home {
-                Some(home) if home == self.tables.me => {
-                    self.tables.pending.remove(&page);
-                    cx.frames.retry(page);
-                }
-                Some(home) => self.fetch(cx, page, home),
-                None => {
-                    self.tables.pending.remove(&page);
-                    cx.out.push(Action::Fail { page });
-                }
-            }
-        }
-    }
-
-    fn copied(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: NodeId,
-        page: Page,
-        number: u64,
-        contents: Option<&[u8]>,
-    ) {
-        if self.home_of(page.extent()) != Some(from) {
-            return self.protocol_error();
-        }
-        // An older answer, of which a newer one was asked since.
-        let Some(pending) = self.tables.pending.get(&page).copied() else {
-            return;
-        };
-        if pending.number != number {
-            return;
-        }
-        self.tables.pending.remove(&page);
-        self.line_mut(page).prefetched = pending.prefetch;
-        if pending.write {
-            let zeros;
-            let bytes = match contents {
-                Some(bytes) => bytes,
-                None => {
-                    zeros = vec![0; self.tables.page_size];
-                    &zeros
-                }
-            };
-            self.begin_writing(page, Some(bytes));
-            cx.frames.install(page, Access::Write, contents);
-        } else {
-            self.line_mut(page).state = State::Clean;
-            cx.frames.install(page, Access::Read, contents);
-        }
-    }
-
-    fn changed(&mut self, cx: &mut Context<'_>, segment: SegmentId, runs: &Runs) {
-        for page in self.known_pages(segment, runs) {
-            if self.is_home(page.extent()) {
-                continue;
-            }
-            let Line { state, prefetched } = self.line(page);
-            if state == State::Absent {
-                if let Some(pending) = self.tables.pending.get(&page)
-                    && pending.number != 0
-                    && let Some(home) = self.home_of(page.extent())
-                {
-                    self.fetch(cx, page, home);
-                }
-                continue;
-            }
-            let is_used = !prefetched || cx.frames.is_used(page);
-            self.lose(cx, page);
-            self.counters.invalidations += 1;
-            if is_used {
-                self.counters.prefetches += 1;
-                self.want(cx, page, state == State::Dirty, true);
-            }
-        }
-    }
-
-    /// Drops a page that has its home elsewhere, and sends home what was written to it.
-    fn lose(&mut self, cx: &mut Context<'_>, page: Page) {
-        if self.line(page).state == State::Dirty {
-            cx.frames.protect(page);
-            self.note_change(cx, page);
-            self.tables.twins.remove(&page);
-        }
-        cx.frames.drop(page);
-        *self.line_mut(page) = Line::default();
-    }
-
-    fn evict(&mut self, cx: &mut Context<'_>, page: Page) {
-        if !self.knows(page) || self.tables.pending.contains_key(&page) {
-            return;
-        }
-        match (self.line(page).state, self.is_home(page.extent())) {
-            (State::Clean | State::Dirty, false) => {
-                self.lose(cx, page);
-                self.counters.evictions += 1;
-            }
-            (State::Dirty, true) => self.end_writing(cx, page),
-            _ => {}
-        }
-    }
-
-    fn release(&mut self, cx: &mut Context<'_>) {
-        if !self.is_clean() {
-            self.counters.releases += 1;
-        }
-        let dirty: Vec<Page> = self.tables.twins.keys().copied().collect();
-        for page in dirty {
-            if self.note_change(cx, page) {
-                continue;
-            }
-            let Some(twin) = self.tables.twins.get_mut(&page) else {
-                continue;
-            };
-            twin.idle += 1;
-            if twin.idle >= PATIENCE {
-                self.end_writing(cx, page);
-            }
-        }
-        self.send_all(cx);
-        self.tables.releases.push_back(self.tables.last);
-    }
-
-    /// Makes a Dirty page Clean.
-    fn end_writing(&mut self, cx: &mut Context<'_>, page: Page) {
-        cx.frames.protect(page);
-        self.note_change(cx, page);
-        self.tables.twins.remove(&page);
-        self.line_mut(page).state = State::Clean;
-    }
-
-    /// Finds out what was written to a Dirty page since the twin was taken, has it sent home, and
-    /// makes the twin the page as it is. Whether there was anything.
-    fn note_change(&mut self, cx: &mut Context<'_>, page: Page) -> bool {
-        let is_home = self.is_home(page.extent());
-        let Some(twin) = self.tables.twins.get_mut(&page) else {
-            return false;
-        };
-        cx.frames.read(page, &mut self.buffer);
-        if *twin.bytes == *self.buffer {
-            return false;
-        }
-        if is_home {
-            let wrote = self.tables.wrote.entry(page.segment).or_default();
-            wrote.insert(page.index, 1);
-        } else if let Some(diff) = Diff::between(&twin.bytes, &self.buffer) {
-            self.counters.diffs += 1;
-            self.counters.diff_bytes += diff.as_bytes().len() as u64;
-            if let Some(home) = self.home_of(page.extent()) {
-                let diffs = cx.diffs.entry((home, page.segment)).or_default();
-                diffs.push((page.index, diff));
-            }
-        }
-        if let Some(twin) = self.tables.twins.get_mut(&page) {
-            twin.bytes.copy_from_slice(&self.buffer);
-            twin.idle = 0;
-        }
-        true
-    }
-
-    fn merged(&mut self, from: NodeId, segment: SegmentId, number: u64, shared: &[u32]) {
-        if self.tables.unmerged.get(&number) != Some(&(from, segment)) {
-            return self.protocol_error();
-        }
-        self.tables.unmerged.remove(&number);
-        let in_range = |page: &&u32| self.tables.segments[&segment].pages > **page;
-        let shared: Vec<u32> = shared.iter().filter(in_range).copied().collect();
-        if !shared.is_empty() {
-            let wrote = self.tables.wrote.entry(segment).or_default();
-            shared.iter().for_each(|&page| wrote.insert(page, 1));
-        }
-    }
-
-    fn complete_releases(&mut self, out: &mut Vec<Action>) {
-        while let Some(&last) = self.tables.releases.front() {
-            let oldest = self.tables.unmerged.keys().next();
-            if oldest.is_some_and(|&oldest| oldest <= last) {
-                return;
-            }
-            self.tables.releases.pop_front();
-            let wrote = std::mem::take(&mut self.tables.wrote);
-            let wrote = wrote.into_iter();
-            let wrote = wrote.map(|(segment, pages)| (segment, pages.runs()));
-            out.push(Action::Released {
-                wrote: wrote.collect(),
-            });
-        }
-    }
-
-    /// A node takes with it what is at home there, and needs nothing any more.
-    fn left(&mut self, cx: &mut Context<'_>, node: NodeId) {
-        let tables = &mut self.tables;
-        for segment in tables.segments.values_mut() {
-            segment.lost.insert(node);
-            for extent in segment.extents.iter_mut().flatten() {
-                extent.copies.forget(node);
-            }
-        }
-        tables.unmerged.retain(|_, (home, _)| *home != node);
-        let lost = |page: &Page| self.home_of(page.extent()) == Some(node);
-        let pending: Vec<Page> = self.tables.pending.keys().copied().filter(lost).collect();
-        for page in pending {
-            self.tables.pending.remove(&page);
-            cx.out.push(Action::Fail { page });
-        }
-    }
-}
-
-/// As a home.
-impl Release {
-    fn receive(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: NodeId,
-        message: ReleaseMessage,
-        data: &[u8],
-    ) {
-        if !self.has_segment(message.segment()) {
-            self.counters.unknown_segment += 1;
-            return;
-        }
-        if from == self.tables.me || usize::from(from.0) >= MAX_NODES {
-            return self.protocol_error();
-        }
-        match message {
-            ReleaseMessage::Fetch {
-                segment,
-                number,
-                pages,
-            } => {
-                if pages.len() > MAX_WANTED {
-                    return self.protocol_error();
-                }
-                for index in pages {
-                    self.serve(cx, from, Page { segment, index }, number);
-                }
-            }
-            ReleaseMessage::Copy {
-                page,
-                number,
-                zeros,
-            } => {
-                let fits = data.len() == if zeros { 0 } else { self.tables.page_size };
-                if !fits || !self.knows(page) {
-                    return self.protocol_error();
-                }
-                self.copied(cx, from, page, number, (!zeros).then_some(data));
-            }
-            ReleaseMessage::Diffs {
-                segment,
-                number,
-                pages,
-            } => {
-                let shared = self.merge(cx, from, segment, &pages, data);
-                cx.out.push(Action::Send {
-                    to: from,
-                    message: ReleaseMessage::Merged {
-                        segment,
-                        number,
-                        shared,
-                    },
-                    data: Vec::new(),
-                });
-            }
-            ReleaseMessage::Merged {
-                segment,
-                number,
-                shared,
-            } => self.merged(from, segment, number, &shared),
-        }
-    }
-
-    /// Whether this node is a page's home; it becomes that if the coordinator may have said so to
-    /// another node and not yet to this one.
-    fn acts_as_home(&mut self, page: Page) -> bool {
-        if !self.knows(page) {
-            return false;
-        }
-        let me = self.tables.me;
-        if self.home_of(page.extent()).is_none() {
-            self.extent_mut(page.extent()).home = Some(me);
-        }
-        self.is_home(page.extent())
-    }
-
-    fn serve(&mut self, cx: &mut Context<'_>, to: NodeId, page: Page, number: u64) {
-        if !self.acts_as_home(page) {
-            return self.protocol_error();
-        }
-        let state = self.line(page).state;
-        if state == State::Absent {
-            cx.frames.protect(page);
-            self.line_mut(page).state = State::Clean;
-        }
-        let extent = self.extent_mut(page.extent());
-        extent.copies.add(to, slot(page), extent.lines.len());
-        if state != State::Dirty || !self.note_change(cx, page) {
-            cx.frames.read(page, &mut self.buffer);
-        }
-        let zeros = self.buffer.iter().all(|&byte| byte == 0);
-        self.counters.copies += 1;
-        cx.out.push(Action::Send {
-            to,
-            message: ReleaseMessage::Copy {
-                page,
-                number,
-                zeros,
-            },
-            data: if zeros {
-                Vec::new()
-            } else {
-                self.buffer.clone()
-            },
-        });
-    }
-
-    /// Merges diffs of another node; gives the pages that a third has copies of.
-    fn merge(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: NodeId,
-        segment: SegmentId,
-        pages: &[(u32, u32)],
-        mut data: &[u8],
-    ) -> Vec<u32> {
-        let mut shared = Vec::new();
-        for &(index, length) in pages {
-            let page = Page { segment, index };
-            let Some((bytes, rest)) = data.split_at_checked(length as usize) else {
-                self.protocol_error();
-                break;
-            };
-            data = rest;
-            let diff = Diff::parse(bytes, self.tables.page_size);
-            let is_home = self.knows(page) && self.is_home(page.extent());
-            let Some(diff) = diff.filter(|_| is_home && self.copies(page).contains(from)) else {
-                self.protocol_error();
-                continue;
-            };
-            cx.frames.merge(page, &diff);
-            if let Some(twin) = self.tables.twins.get_mut(&page) {
-                diff.apply(&mut twin.bytes);
-            }
-            if !self.copies(page).without(from).is_empty() {
-                shared.push(index);
-            }
-            self.counters.merges += 1;
-        }
-        shared
-    }
-
-    fn copies(&self, page: Page) -> NodeSet {
-        let extent = self.extent(page.extent());
-        extent
-            .map(|extent| extent.copies.of(slot(page)))
-            .unwrap_or_default()
-    }
-}
-
-/// The tables.
-impl Release {
-    /// Sends what was put together: diffs first, as what is fetched has to contain them.
-    fn send_all(&mut self, cx: &mut Context<'_>) {
-        for ((to, segment), diffs) in std::mem::take(&mut cx.diffs) {
-            let mut rest = diffs.as_slice();
-            while !rest.is_empty() {
-                let mut bytes = 0;
-                let fits = rest.iter().take_while(|(_, diff)| {
-                    bytes += diff.as_bytes().len();
-                    bytes <= MAX_DIFFS
-                });
-                let (now, later) = rest.split_at(fits.count().max(1));
-                rest = later;
-                self.send_diffs(cx, to, segment, now);
-            }
-        }
-        for ((to, segment), pages) in std::mem::take(&mut cx.wanted) {
-            for pages in pages.chunks(MAX_WANTED) {
-                self.tables.last += 1;
-                let number = self.tables.last;
-                for &index in pages {
-                    let page = Page { segment, index };
-                    if let Some(pending) = self.tables.pending.get_mut(&page) {
-                        pending.number = number;
-                    }
-                }
-                let message = ReleaseMessage::Fetch {
-                    segment,
-                    number,
-                    pages: pages.to_vec(),
-                };
-                let data = Vec::new();
-                cx.out.push(Action::Send { to, message, data });
-            }
-        }
-    }
-
-    fn send_diffs(
-        &mut self,
-        cx: &mut Context<'_>,
-        to: NodeId,
-        segment: SegmentId,
-        diffs: &[(u32, Diff)],
-    ) {
-        let lost = self.tables.segments.get(&segment);
-        if lost.is_none_or(|segment| segment.lost.contains(to)) {
-            return;
-        }
-        self.tables.last += 1;
-        let number = self.tables.last;
-        self.tables.unmerged.insert(number, (to, segment));
-        let length =
-            |diff: &Diff| u32::try_from(diff.as_bytes().len()).expect("less than a page twice");
-        let pages = diffs.iter().map(|(page, diff)| (*page, length(diff)));
-        let message = ReleaseMessage::Diffs {
-            segment,
-            number,
-            pages: pages.collect(),
-        };
-        let data = diffs.iter().flat_map(|(_, diff)| diff.as_bytes());
-        let data = data.copied().collect();
-        cx.out.push(Action::Send { to, message, data });
-    }
-
-    fn protocol_error(&mut self) {
-        self.counters.protocol_errors += 1;
-    }
-
-    fn knows(&self, page: Page) -> bool {
-        let segment = self.tables.segments.get(&page.segment);
-        segment.is_some_and(|segment| page.index < segment.pages)
-    }
-
-    /// The pages in some runs that this node has, or waits for.
-    fn known_pages(&self, segment: SegmentId, runs: &Runs) -> Vec<Page> {
-        let Some(known) = self.tables.segments.get(&segment) else {
-            return Vec::new();
-        };
-        let mut pages = Vec::new();
-        for &(first, count) in runs {
-            let end = first.saturating_add(count).min(known.pages);
-            for extent in first / EXTENT_PAGES..end.div_ceil(EXTENT_PAGES) {
-                let extent = Extent {
-                    segment,
-                    index: extent,
-                };
-                if self.extent(extent).is_none() {
-                    continue;
-                }
-                let from = extent.first_page().max(first);
-                let to = (extent.first_page() + EXTENT_PAGES).min(end);
-                let has = |page: &Page| {
-                    self.line(*page).state != State::Absent
-                        || self.tables.pending.contains_key(page)
-                };
-                let in_extent = (from..to).map(|index| Page { segment, index });
-                pages.extend(in_extent.filter(has));
-            }
-        }
-        pages
-    }
-
-    fn home_of(&self, extent: Extent) -> Option<NodeId> {
-        let known = self.extent(extent).and_then(|extent| extent.home);
-        let segment = self.tables.segments.get(&extent.segment);
-        known.or(segment.and_then(|segment| segment.default_home))
-    }
-
-    fn extent(&self, extent: Extent) -> Option<&ExtentState> {
-        let segment = self.tables.segments.get(&extent.segment)?;
-        segment.extents.get(extent.index as usize)?.as_deref()
-    }
-
-    /// # Panics
-    ///
-    /// If it is not one of a known segment.
-    fn extent_mut(&mut self, extent: Extent) -> &mut ExtentState {
-        let segment = self.tables.segments.get_mut(&extent.segment);
-        let segment = segment.expect("a known segment");
-        let index = extent.index as usize;
-        if segment.extents.len() <= index {
-            segment.extents.resize(index + 1, None);
-        }
-        let pages = (segment.pages - extent.first_page()).min(EXTENT_PAGES);
-        segment.extents[index].get_or_insert_with(|| {
-            Box::new(ExtentState {
-                home: None,
-                lines: vec![Line::default(); pages as usize].into(),
-                copies: Copies::default(),
-            })
-        })
-    }
-
-    fn line(&self, page: Page) -> Line {
-        let extent = self.extent(page.extent());
-        let line = extent.and_then(|extent| extent.lines.get(slot(page)));
-        line.copied().unwrap_or_default()
-    }
-
-    /// # Panics
-    ///
-    /// If the page is not one of a known segment.
-    fn line_mut(&mut self, page: Page) -> &mut Line {
-        &mut self.extent_mut(page.extent()).lines[slot(page)]
-    }
-}
-
-/// Index of a page in its extent.
-fn slot(page: Page) -> usize {
-    (page.index % EXTENT_PAGES) as usize
-}
-
-fn first_page(extent: Extent) -> Page {
-    Page {
-        segment: extent.segment,
-        index: extent.first_page(),
     }
 }

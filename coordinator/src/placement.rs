@@ -19,7 +19,6 @@
 
 use migshm_protocol::control::Placement;
 use migshm_protocol::ids::{EXTENT_PAGES, PAGE_SIZE};
-use migshm_protocol::release::Runs;
 use migshm_protocol::{NodeId, NodeSet};
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
@@ -218,19 +217,9 @@ impl Pages {
         true
     }
 
-    /// Runs of these pages that other nodes than `but` may have copies of: all nodes that keep
-    /// something of the segment, without what is at home there.
-    pub(crate) fn copies(
-        &self,
-        but: NodeId,
-        runs: &Runs,
-    ) -> impl Iterator<Item = (NodeId, u32, u32)> {
-        let others = self.known_to.without(but);
-        others.into_iter().flat_map(move |node| {
-            let parts = runs.iter().flat_map(|&run| in_extents(run));
-            let copied = parts.filter(move |(extent, ..)| self.home(*extent) != Some(node));
-            copied.map(move |(_, first, count)| (node, first, count))
-        })
+    /// The nodes but `but` that keep something of the segment.
+    pub(crate) fn others(&self, but: NodeId) -> NodeSet {
+        self.known_to.without(but)
     }
 
     /// Gives all reservations back, as the segment goes; returns the nodes to tell and the
@@ -287,14 +276,4 @@ impl Pages {
     pub(crate) fn is_known_to(&self, node: NodeId) -> bool {
         self.known_to.contains(node)
     }
-}
-
-/// The parts of a run that lie in one extent each: the extent, the first page, how many.
-fn in_extents((first, count): (u32, u32)) -> impl Iterator<Item = (u32, u32, u32)> {
-    let end = first + count;
-    (first / EXTENT_PAGES..end.div_ceil(EXTENT_PAGES)).map(move |extent| {
-        let from = first.max(extent * EXTENT_PAGES);
-        let to = end.min((extent + 1).saturating_mul(EXTENT_PAGES));
-        (extent, from, to - from)
-    })
 }

@@ -333,8 +333,10 @@ impl Segments {
         {
             return false;
         }
-        for (other, first, count) in found.pages.copies(node, runs) {
-            notices.add(other, segment, first, count);
+        for other in found.pages.others(node) {
+            for &(first, count) in runs {
+                notices.add(other, segment, first, count);
+            }
         }
         true
     }

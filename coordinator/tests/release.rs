@@ -91,11 +91,11 @@ fn who_is_woken_is_told_first_what_was_written() {
 }
 
 #[test]
-fn homes_are_not_told_of_their_pages() {
+fn the_home_of_an_extent_is_told_too_as_pages_may_be_at_home_elsewhere() {
     let mut world = world(Consistency::Release);
     world.wrote(1, vec![(0, 600)]);
     world.change(0, 1);
-    assert_eq!(world.heard(0), [None]);
+    assert_eq!(world.heard(0), [Some(vec![(0, 600)]), None]);
 }
 
 #[test]

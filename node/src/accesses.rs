@@ -6,6 +6,7 @@ use migshm_coherence::Time;
 use migshm_protocol::control::ToCoordinator;
 use migshm_protocol::ids::PAGE_SIZE;
 use migshm_protocol::page::{Access, Contents, PageMessage, PageRun};
+use migshm_protocol::release::{ReleaseMessage, Sent};
 use migshm_protocol::{NodeId, Page, SegmentId, codec};
 
 use crate::daemon::Node;
@@ -49,6 +50,36 @@ impl Node {
             for page in Range::of(page, run.pages.into()).iter() {
                 self.log.sent(page, to, PAGE_SIZE);
             }
+        }
+    }
+
+    /// A message about a segment with release consistency arrives: pages, or what was written to them.
+    pub(crate) fn log_release(&mut self, from: NodeId, message: &ReleaseMessage) {
+        if let ReleaseMessage::Fetch {
+            segment,
+            requester,
+            write,
+            pages,
+            ..
+        } = message
+            && *requester == from
+        {
+            let access = if *write { Access::Write } else { Access::Read };
+            for &index in pages {
+                let segment = *segment;
+                let page = Page { segment, index };
+                self.log.requested(now(), page, from, access);
+            }
+        }
+        for (page, bytes) in carried(message) {
+            self.log.received(page, from, bytes);
+        }
+    }
+
+    /// One goes out.
+    pub(crate) fn log_release_sent(&mut self, to: NodeId, message: &ReleaseMessage) {
+        for (page, bytes) in carried(message) {
+            self.log.sent(page, to, bytes);
         }
     }
 
@@ -103,6 +134,31 @@ impl Node {
         }
         self.tell(ToCoordinator::Account { number }, &bytes);
     }
+}
+
+/// The pages of which a message carries bytes, and how many.
+fn carried(message: &ReleaseMessage) -> Vec<(Page, usize)> {
+    match message {
+        ReleaseMessage::Copies { segment, pages, .. } => {
+            let sent = pages.iter().filter(|(_, sent)| *sent == Sent::Bytes);
+            let sent = sent.map(|&(index, _)| (index, PAGE_SIZE));
+            of_segment(*segment, sent)
+        }
+        ReleaseMessage::Diffs { segment, pages, .. } => {
+            let diffs = pages.iter();
+            let diffs = diffs.map(|&(index, length)| (index, length as usize));
+            of_segment(*segment, diffs)
+        }
+        ReleaseMessage::Returned {
+            page, zeros: false, ..
+        } => vec![(*page, PAGE_SIZE)],
+        _ => Vec::new(),
+    }
+}
+
+fn of_segment(segment: SegmentId, pages: impl Iterator<Item = (u32, usize)>) -> Vec<(Page, usize)> {
+    let pages = pages.map(|(index, bytes)| (Page { segment, index }, bytes));
+    pages.collect()
 }
 
 /// A process's number in the log.

@@ -402,7 +402,9 @@ impl Memory {
         self.spaces.wake(space, address);
     }
 
-    fn is_present(&self, page: Page) -> bool {
+    /// Whether a page is there, and not a hole.
+    #[must_use]
+    pub fn is_present(&self, page: Page) -> bool {
         let segment = self.segments.get(&page.segment);
         segment.is_some_and(|s| s.is_present(page.offset()))
     }

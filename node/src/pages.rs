@@ -258,11 +258,7 @@ impl Node {
     fn deliver(&mut self, from: NodeId, message: PeerMessage, raw: Bytes) {
         match message {
             PeerMessage::Sequential(run) => self.deliver_run(from, &run, &raw),
-            PeerMessage::Release(message) => self.drive_release(ReleaseInput::Message {
-                from,
-                message,
-                data: raw.to_vec(),
-            }),
+            PeerMessage::Release(message) => self.deliver_release(from, message, &raw),
         }
     }
 
@@ -299,7 +295,7 @@ impl Node {
     }
 
     /// Asks for what programs are about to need.
-    fn prefetch(&mut self) {
+    pub(crate) fn prefetch(&mut self) {
         // Others' memory is not worth more than what is used: some streams share it.
         let room = u32::try_from(self.cache_limit() / PREFETCH_SHARE).unwrap_or(u32::MAX);
         while let Some(ask) = {
@@ -307,12 +303,17 @@ impl Node {
             self.prefetcher.next(room, pages)
         } {
             let access = ask.access;
-            let inputs = ask.pages().map(|page| Input::Prefetch { page, access });
-            self.drive_all(inputs);
+            if self.with_release.contains(&ask.segment) {
+                let pages = ask.pages().collect();
+                self.drive_release(ReleaseInput::Prefetch { pages, access });
+            } else {
+                let inputs = ask.pages().map(|page| Input::Prefetch { page, access });
+                self.drive_all(inputs);
+            }
             // What is not under way has come, or will not.
-            let is_under_way = ask.pages().any(|page| self.engine.is_pending(page));
+            let is_under_way = ask.pages().any(|page| self.is_pending(page));
             if let Some(page) = ask.last().filter(|_| !is_under_way) {
-                match self.engine.access(page) {
+                match self.access(page) {
                     Some(granted) if granted >= access => self.prefetcher.came(page),
                     _ => self.prefetcher.declined(page),
                 }
@@ -430,18 +431,20 @@ impl Node {
     pub(crate) fn request(&mut self, page: Page, waiter: Waiter, access: Access) {
         self.memory.wait(page, waiter);
         self.log_fault(waiter.space, page, access);
-        if self.is_for_release(page, ReleaseInput::Fault { page, access }) {
-            return;
+        // A write to what is here to be read needs nobody else.
+        if self.access(page).is_none() || !self.with_release.contains(&page.segment) {
+            self.prefetcher.touch(Touch {
+                space: waiter.space.0,
+                page,
+                access,
+                pending: self.is_pending(page),
+            });
         }
-        self.count_request(page, self.id, access);
-        self.prefetcher.touch(Touch {
-            space: waiter.space.0,
-            page,
-            access,
-            pending: self.engine.is_pending(page),
-        });
-        self.drive(Input::Fault { page, access });
-        if self.engine.is_pending(page) {
+        if !self.is_for_release(page, ReleaseInput::Fault { page, access }) {
+            self.count_request(page, self.id, access);
+            self.drive(Input::Fault { page, access });
+        }
+        if self.is_pending(page) {
             self.spin.expect_answer(now());
         }
         self.prefetch();
@@ -474,7 +477,7 @@ impl Node {
                 continue;
             }
             let Some(page) = self.cached.pop() else { break };
-            if self.is_home(page.extent()) {
+            if self.must_keep(page) {
                 progress = true;
             } else if self.is_for_release(page, ReleaseInput::Evict { page }) {
                 progress |= self.has_left(page);

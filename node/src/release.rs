@@ -13,9 +13,10 @@ use bytes::Bytes;
 use migshm_coherence::release::{Action, Diff, Frames, Input};
 use migshm_protocol::call::Consistency;
 use migshm_protocol::control::ToCoordinator;
+use migshm_protocol::ids::PAGE_SIZE;
 use migshm_protocol::page::{Access, PeerMessage};
 use migshm_protocol::release::{ReleaseMessage, Runs};
-use migshm_protocol::{Extent, NodeId, Page, SegmentId};
+use migshm_protocol::{NodeId, Page, SegmentId};
 
 use crate::cached::Cached;
 use crate::daemon::{Counters, Node};
@@ -117,8 +118,10 @@ impl Node {
         for action in actions {
             match action {
                 Action::Send { to, message, data } => {
-                    if let ReleaseMessage::Copy { .. } = message {
-                        self.counters.pages_sent += 1;
+                    self.log_release_sent(to, &message);
+                    if let ReleaseMessage::Copies { .. } | ReleaseMessage::Returned { .. } = message
+                    {
+                        self.counters.pages_sent += (data.len() / PAGE_SIZE) as u64;
                     }
                     self.send_peer(to, PeerMessage::Release(message), Bytes::from(data));
                 }
@@ -165,11 +168,40 @@ impl Node {
         }
     }
 
-    /// Whether an extent has its home here.
-    pub(crate) fn is_home(&self, extent: Extent) -> bool {
-        match self.consistency(extent.segment) {
-            Consistency::Release => self.release.is_home(extent),
-            Consistency::Sequential => self.engine.is_home(extent),
+    /// Whether this node alone must keep a page: it may not be forgotten for lack of memory.
+    pub(crate) fn must_keep(&self, page: Page) -> bool {
+        match self.consistency(page.segment) {
+            Consistency::Release => self.release.is_home(page) && !self.release.is_borrowed(page),
+            Consistency::Sequential => self.engine.is_home(page.extent()),
+        }
+    }
+
+    /// Whether a page is on its way here.
+    pub(crate) fn is_pending(&self, page: Page) -> bool {
+        match self.consistency(page.segment) {
+            Consistency::Release => self.release.is_pending(page),
+            Consistency::Sequential => self.engine.is_pending(page),
+        }
+    }
+
+    /// A message of another node about a segment with release consistency.
+    pub(crate) fn deliver_release(&mut self, from: NodeId, message: ReleaseMessage, raw: &[u8]) {
+        self.log_release(from, &message);
+        let came = match &message {
+            ReleaseMessage::Copies { segment, pages, .. } => pages.last().map(|(index, _)| Page {
+                segment: *segment,
+                index: *index,
+            }),
+            _ => None,
+        };
+        self.drive_release(Input::Message {
+            from,
+            message,
+            data: raw.to_vec(),
+        });
+        if let Some(page) = came {
+            self.prefetcher.came(page);
+            self.prefetch();
         }
     }
 
@@ -230,5 +262,9 @@ impl Frames for NodeFrames<'_> {
 
     fn is_used(&self, page: Page) -> bool {
         self.memory.is_seen(page)
+    }
+
+    fn is_present(&self, page: Page) -> bool {
+        self.memory.is_present(page)
     }
 }

@@ -16,6 +16,14 @@ fn hand_over(from: &mut Process, to: &mut Process) {
     assert_eq!(to.ask("receive 1"), "1");
 }
 
+/// One process writes its segment again and again, and tells another.
+fn write_rounds(writer: &mut Process, other: &mut Process, values: std::ops::Range<u32>) {
+    for value in values {
+        writer.obey(&format!("fill {value}"));
+        hand_over(writer, other);
+    }
+}
+
 /// What the engine of a node has counted.
 fn counted(lab: &Lab, node: usize, what: &str) -> u64 {
     lab.status(node)["release"][what]
@@ -142,6 +150,58 @@ fn what_a_process_wrote_before_its_end_is_seen() {
         hand_over(&mut first, &mut observer);
         observer.obey(&format!("check {value}"));
     }
+}
+
+#[test]
+fn the_home_of_a_page_follows_its_only_writer() {
+    let lab = Lab::new(2);
+    let mut first = releasing(&lab, 1);
+    first.obey("fill 1");
+    let mut writer = releasing(&lab, 2);
+    write_rounds(&mut writer, &mut first, 2..20);
+    assert_eq!(counted(&lab, 2, "homes_taken"), 4);
+    let diffs = counted(&lab, 2, "diffs");
+    write_rounds(&mut writer, &mut first, 20..40);
+    assert_eq!(counted(&lab, 2, "diffs"), diffs);
+    first.obey("check 39");
+    write_rounds(&mut writer, &mut first, 40..42);
+    first.obey("check 41");
+    // It goes back to where it was when others write it.
+    first.obey("fill 42");
+    hand_over(&mut first, &mut writer);
+    writer.obey("check 42");
+    assert_eq!(counted(&lab, 2, "homes_returned"), 4);
+}
+
+#[test]
+fn a_page_that_nobody_has_touched_is_at_home_where_it_is_written_first() {
+    let lab = Lab::new(2);
+    let mut first = releasing(&lab, 1);
+    let mut writer = releasing(&lab, 2);
+    write_rounds(&mut writer, &mut first, 1..10);
+    assert_eq!(counted(&lab, 2, "homes_taken"), 4);
+    assert_eq!(counted(&lab, 2, "diffs"), 0);
+    first.obey("check 9");
+}
+
+#[test]
+fn who_exchanges_pages_is_in_the_log() {
+    let lab = Lab::new(2);
+    let mut processes = [1, 2].map(|node| releasing(&lab, node));
+    for value in 1..9 {
+        let [first, second] = &mut processes;
+        let (from, to) = match value % 2 {
+            0 => (first, second),
+            _ => (second, first),
+        };
+        from.obey(&format!("fill {value}"));
+        hand_over(from, to);
+        to.obey(&format!("check {value}"));
+    }
+    let mut links = lab.inside(migshm_tests::built("target/release/migshm"));
+    let links = run(links.args(["links", "--json"])).succeeded().json();
+    let links = links["segments"][0]["links"].as_array().map(Vec::len);
+    assert_eq!(links, Some(1));
 }
 
 #[test]

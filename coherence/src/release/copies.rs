@@ -45,6 +45,17 @@ impl Copies {
         }
     }
 
+    /// These nodes have a page, and no others.
+    pub(super) fn set(&mut self, nodes: NodeSet, page: usize, pages: usize) {
+        if self.of(page) == nodes {
+            return;
+        }
+        if self.pages.is_empty() {
+            self.pages = vec![0; pages].into();
+        }
+        self.pages[page] = self.group(nodes);
+    }
+
     /// A node has nothing any more.
     pub(super) fn forget(&mut self, node: NodeId) {
         for group in &mut self.groups {
@@ -96,6 +107,11 @@ mod tests {
             if random.below(1000) == 0 {
                 copies.forget(node);
                 expected.iter_mut().for_each(|nodes| nodes.remove(node));
+            }
+            if random.below(10) == 0 {
+                let few: NodeSet = (0..random.below(3) as u16).map(NodeId).collect();
+                copies.set(few, page, pages);
+                expected[page] = few;
             }
             copies.add(node, page, pages);
             expected[page].insert(node);

@@ -168,4 +168,8 @@ impl Frames for Nothing {
     fn is_used(&self, _: Page) -> bool {
         true
     }
+
+    fn is_present(&self, _: Page) -> bool {
+        false
+    }
 }

@@ -11,7 +11,7 @@ use migshm_protocol::local::{FromNode, LOCAL_VERSION, ToNode};
 use migshm_protocol::page::{
     Access, Contents, DirectoryEntry, PageMessage, PageRun, PeerHello, PeerMessage,
 };
-use migshm_protocol::release::ReleaseMessage;
+use migshm_protocol::release::{ReleaseMessage, Sent};
 use migshm_protocol::{Extent, NodeId, Page, ProcessId, SegmentId, VERSION};
 use serde::Serialize;
 
@@ -42,7 +42,7 @@ pub(super) fn local() -> Vec<Vec<u8>> {
             errno: Errno::EINTR,
         },
         ToNode::Mapped {
-            id,
+            id: Some(id),
             attach: 1,
             address,
         },
@@ -467,6 +467,10 @@ fn page_messages() -> Vec<ToEngine> {
             access,
             to: requester,
         },
+        PageMessage::Relinquish {
+            page,
+            sharer: requester,
+        },
         PageMessage::InvalidateAck { page },
         PageMessage::Done { page },
         PageMessage::WriteBack {
@@ -489,13 +493,15 @@ fn page_messages() -> Vec<ToEngine> {
     let release = [
         ReleaseMessage::Fetch {
             segment,
+            requester,
             number,
+            write: false,
             pages: vec![0, 1],
         },
-        ReleaseMessage::Copy {
-            page,
+        ReleaseMessage::Copies {
+            segment,
             number,
-            zeros: false,
+            pages: vec![(0, Sent::Bytes), (1, Sent::Zeros)],
         },
         ReleaseMessage::Diffs {
             segment,
@@ -506,6 +512,26 @@ fn page_messages() -> Vec<ToEngine> {
             segment,
             number,
             shared: vec![0],
+            offered: vec![1],
+        },
+        ReleaseMessage::Returned {
+            page,
+            zeros: false,
+            copies: [ME, requester].into_iter().collect(),
+        },
+        ReleaseMessage::Taken {
+            segment,
+            number,
+            taken: vec![0],
+            refused: vec![1],
+        },
+        ReleaseMessage::Recall {
+            segment,
+            pages: vec![0],
+        },
+        ReleaseMessage::Lost {
+            segment,
+            pages: vec![(0, 1)],
         },
     ];
     let messages = sequential.map(run).into_iter();

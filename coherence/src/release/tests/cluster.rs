@@ -13,7 +13,7 @@ use migshm_protocol::page::Access;
 use migshm_protocol::release::{ReleaseMessage, RunSet, Runs};
 use migshm_protocol::{Extent, NodeId, Page, SegmentId};
 
-use crate::release::{Action, Diff, Frames, Input, Release};
+use crate::release::{Action, Diff, Frames, Input, Release, State};
 
 pub(super) const SEGMENT: SegmentId = SegmentId(7);
 pub(super) const PAGE_SIZE: usize = 8;
@@ -68,6 +68,16 @@ pub(super) enum Mutation {
     KeepTwinAtFetch,
     /// Diffs contain the whole page.
     WholePages,
+    /// A node takes a page that is offered, though it has dropped it.
+    TakeDropped,
+    /// A page is offered to a node whose copy is old.
+    OfferToAny,
+    /// A manager forgets that it has lent a page.
+    ForgetLoan,
+    /// A page that goes back is what it was when it was lent.
+    ReturnOld,
+    /// Who takes a page does not wait until its manager has no copy.
+    TakeAtOnce,
     /// The messages of a pair of nodes overtake each other.
     Reorder,
 }
@@ -144,6 +154,10 @@ impl Frames for Memory {
 
     fn is_used(&self, page: Page) -> bool {
         self.frames[page.index as usize].used
+    }
+
+    fn is_present(&self, page: Page) -> bool {
+        self.frames[page.index as usize].contents.is_some()
     }
 }
 
@@ -276,6 +290,14 @@ impl Cluster {
         }
     }
 
+    /// The home has touched all pages.
+    pub(super) fn touch_all(&mut self) {
+        let home = usize::from(self.home.0);
+        for frame in &mut self.host_mut(home).memory.frames {
+            frame.contents = Some([0; PAGE_SIZE]);
+        }
+    }
+
     /// All that can happen next; nodes give up pages if `evict`.
     pub(super) fn steps(&self, evict: bool) -> Vec<Step> {
         let mut steps = Vec::new();
@@ -398,12 +420,17 @@ impl Cluster {
         let Some((mut message, data)) = self.channels[channel].pop_front() else {
             return;
         };
+        self.break_before(to, &message);
         let twins = self.hosts[to].engine.tables.twins.clone();
         let wrote = self.hosts[to].engine.tables.wrote.clone();
         let kept = match (self.mutation, &mut message) {
-            (Some(Mutation::IgnoreMerged), ReleaseMessage::Merged { .. }) => return,
-            (Some(Mutation::TakeOldCopies), ReleaseMessage::Copy { page, number, .. }) => {
-                let pending = self.hosts[to].engine.tables.pending.get(page);
+            (
+                Some(Mutation::IgnoreMerged | Mutation::TakeAtOnce),
+                ReleaseMessage::Merged { number, .. },
+            ) if !self.hosts[to].engine.tables.unmerged.contains_key(number) => return,
+            (Some(Mutation::TakeOldCopies), ReleaseMessage::Copies { number, pages, .. }) => {
+                let page = page(pages[0].0 as usize);
+                let pending = self.hosts[to].engine.tables.pending.get(&page);
                 *number = pending.map_or(*number, |pending| pending.number);
                 false
             }
@@ -422,6 +449,44 @@ impl Cluster {
         if kept {
             let tables = &mut self.host_mut(to).engine.tables;
             (tables.twins, tables.wrote) = (twins, wrote);
+        }
+    }
+
+    /// What is broken about the receiver before a message reaches it.
+    fn break_before(&mut self, to: usize, message: &ReleaseMessage) {
+        let me = node(to);
+        match (self.mutation, message) {
+            (Some(Mutation::ForgetLoan), ReleaseMessage::Fetch { pages, .. }) => {
+                let engine = &mut self.host_mut(to).engine;
+                for &index in pages {
+                    if engine.manages(page(index as usize)) {
+                        engine.record_mut(page(index as usize)).borrower = None;
+                    }
+                }
+            }
+            (Some(Mutation::OfferToAny), ReleaseMessage::Diffs { pages, .. }) => {
+                let engine = &mut self.host_mut(to).engine;
+                for &(index, _) in pages {
+                    let page = page(index as usize);
+                    let copies = (0..8).map(node).filter(|&node| node != me).collect();
+                    engine
+                        .extent_mut(page.extent())
+                        .copies
+                        .set(copies, index as usize, 2);
+                }
+            }
+            (Some(Mutation::TakeDropped), ReleaseMessage::Merged { offered, .. }) => {
+                let host = self.host_mut(to);
+                for &index in offered {
+                    let page = page(index as usize);
+                    if host.engine.line(page).state == State::Absent {
+                        host.engine.tables.pending.remove(&page);
+                        host.engine.line_mut(page).state = State::Clean;
+                        host.memory.frames[index as usize].contents = Some([0; PAGE_SIZE]);
+                    }
+                }
+            }
+            _ => {}
         }
     }
 
@@ -466,7 +531,27 @@ impl Cluster {
             self.wrong = Some("a message to itself");
             return;
         }
+        if let (Some(Mutation::ReturnOld), ReleaseMessage::Returned { zeros, .. }) =
+            (self.mutation, &mut message)
+        {
+            *zeros = true;
+            data.clear();
+        }
         let mut early = None;
+        if let (
+            Some(Mutation::TakeAtOnce),
+            &ReleaseMessage::Taken {
+                segment, number, ..
+            },
+        ) = (self.mutation, &message)
+        {
+            early = Some(ReleaseMessage::Merged {
+                segment,
+                number,
+                shared: Vec::new(),
+                offered: Vec::new(),
+            });
+        }
         if let ReleaseMessage::Diffs {
             segment,
             number,
@@ -477,6 +562,7 @@ impl Cluster {
                 segment: *segment,
                 number: *number,
                 shared,
+                offered: Vec::new(),
             };
             match self.mutation {
                 Some(Mutation::IgnoreMerged) => {

@@ -15,6 +15,8 @@ struct Search {
     home: usize,
     /// Whether the coordinator has to be asked for the home.
     found: bool,
+    /// Whether the home has touched all pages before.
+    touched: bool,
     evictions: u8,
     mutation: Option<Mutation>,
 }
@@ -42,6 +44,9 @@ impl Model for Search {
             self.found,
         );
         cluster.mutation = self.mutation;
+        if self.touched {
+            cluster.touch_all();
+        }
         let evictions = self.evictions;
         vec![State { cluster, evictions }]
     }
@@ -106,6 +111,14 @@ impl Search {
         Self { home, ..self }
     }
 
+    /// All pages have been touched by their first home, and so are not lent at once.
+    fn touched(self) -> Self {
+        Self {
+            touched: true,
+            ..self
+        }
+    }
+
     /// # Panics
     ///
     /// If no run of the broken protocol has a wrong read.
@@ -145,6 +158,7 @@ fn search(name: &'static str, programs: Vec<Vec<Op>>, semaphores: &[u32]) -> Sea
         semaphores: semaphores.to_vec(),
         home: 0,
         found: false,
+        touched: false,
         evictions: 0,
         mutation: None,
     }
@@ -259,6 +273,47 @@ fn alone() -> Search {
     search("one's own", programs, &[])
 }
 
+/// A page moves to the only one who writes it. When it has moved, another writes it, and it moves back; a
+/// third, if there is one, looks on.
+fn loan(nodes: usize) -> Search {
+    let mut programs = vec![
+        vec![
+            Op::Read(W),
+            Op::Wait(0),
+            Op::Wait(0),
+            Op::Wait(0),
+            Op::Read(Y),
+            Op::Read(X),
+            Op::Write(X, 0),
+            Op::Post(1),
+        ],
+        vec![
+            Op::Write(X, 1),
+            Op::Post(0),
+            Op::Write(X, 2),
+            Op::Post(0),
+            Op::Write(Y, 1),
+            Op::Post(0),
+            Op::Wait(1),
+            Op::Read(X),
+            Op::Post(2),
+        ],
+        vec![Op::Read(W), Op::Wait(2), Op::Read(X)],
+    ];
+    programs.truncate(nodes);
+    search("a loan", programs, &[0, 0, 0]).touched()
+}
+
+/// One writes a page again and again, while another has written to it once.
+fn neighbour() -> Search {
+    let programs = vec![
+        vec![Op::Wait(0), Op::Read(Y)],
+        vec![Op::Write(X, 1), Op::Post(1), Op::Write(X, 0), Op::Post(1)],
+        vec![Op::Write(Y, 1), Op::Post(0)],
+    ];
+    search("a neighbour", programs, &[0, 0]).touched()
+}
+
 #[test]
 fn guarded_variables_are_sequentially_consistent() {
     guarded(2, 3).check();
@@ -277,7 +332,7 @@ fn false_sharing_between_barriers_is_sequentially_consistent() {
 #[test]
 #[cfg_attr(debug_assertions, ignore = "takes long where it is not optimised")]
 fn false_sharing_of_three_nodes_with_evictions_is_sequentially_consistent() {
-    barriers(3, 1).with_evictions(1).check();
+    barriers(3, 1).touched().with_evictions(1).check();
 }
 
 #[test]
@@ -301,10 +356,52 @@ fn writes_that_are_undone_are_sequentially_consistent() {
         .check();
     }
     for home in 0..3 {
-        onlooker().with_home(home).with_evictions(1).check();
+        onlooker().with_home(home).check();
     }
     twice().with_evictions(2).check();
     alone().with_evictions(2).check();
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "takes long where it is not optimised")]
+fn onlookers_of_evictions_see_what_sequential_consistency_shows() {
+    onlooker().touched().with_home(2).with_evictions(1).check();
+}
+
+#[test]
+fn pages_that_are_lent_are_sequentially_consistent() {
+    loan(2).check();
+    loan(2).with_evictions(2).check();
+    for home in 0..3 {
+        loan(3).with_home(home).check();
+    }
+    neighbour().check();
+    neighbour().with_home(1).check();
+}
+
+#[test]
+fn a_page_that_is_gone_must_not_be_taken() {
+    loan(2).with_evictions(1).finds(Mutation::TakeDropped);
+}
+
+#[test]
+fn a_page_must_not_be_offered_to_a_node_whose_copy_is_old() {
+    neighbour().finds(Mutation::OfferToAny);
+}
+
+#[test]
+fn a_manager_that_forgets_a_loan_would_serve_what_it_has_not() {
+    loan(3).with_home(2).finds(Mutation::ForgetLoan);
+}
+
+#[test]
+fn a_page_that_comes_back_without_its_changes_would_be_old() {
+    loan(2).finds(Mutation::ReturnOld);
+}
+
+#[test]
+fn a_borrower_that_does_not_wait_would_leave_its_manager_with_an_old_copy() {
+    loan(2).finds(Mutation::TakeAtOnce);
 }
 
 #[test]

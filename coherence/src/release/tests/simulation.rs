@@ -79,6 +79,8 @@ fn random_programs_see_what_sequential_consistency_would_show() {
             seen.merges += counters.merges;
             seen.invalidations += counters.invalidations;
             seen.evictions += counters.evictions;
+            seen.homes_taken += counters.homes_taken;
+            seen.homes_returned += counters.homes_returned;
         }
     }
     let counts = [
@@ -88,7 +90,10 @@ fn random_programs_see_what_sequential_consistency_would_show() {
         seen.merges,
         seen.invalidations,
         seen.evictions,
+        seen.homes_taken,
+        seen.homes_returned,
     ];
+    println!("{seen:?}");
     assert!(
         counts.iter().all(|&count| count > 1_000),
         "hardly tried: {seen:?}"
