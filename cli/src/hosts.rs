@@ -92,6 +92,7 @@ impl Lab {
             if index == 0 {
                 arguments
                     .extend(["coordinator", "--listen", &coordinator.to_string()].map(Into::into));
+                arguments.extend(["--state-dir".into(), directory.join("state").into()]);
             } else {
                 let ip = if networks {
                     netns::address(index)
@@ -223,6 +224,8 @@ impl Host {
             "LISTEN",
             "MEMORY",
             "PKI",
+            "STATE_DIR",
+            "STATE_SYNC",
         ] {
             command.env_remove(format!("MIGSHM_{name}"));
         }

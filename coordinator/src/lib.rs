@@ -3,7 +3,8 @@
 //!
 //! [`Core`] is a pure state machine. It gets the messages of the nodes and the time, and gives
 //! back the messages to send; it does no I/O and has no clock, and all of its state is plain data
-//! that serde can store. Calls behave as on Linux 6.x to the last errno: the tests run the same
+//! that serde can store, without hash maps, whose order would show. [`replica`] is what makes it
+//! outlive its process, [`store`] where. Calls behave as on Linux 6.x to the last errno: the tests run the same
 //! calls on the kernel and compare.
 //!
 //! ```text
@@ -33,10 +34,12 @@ mod notices;
 mod perm;
 mod placement;
 mod processes;
+pub mod replica;
 mod rules;
 mod sem;
 pub mod server;
 mod shm;
+pub mod store;
 
 use migshm_protocol::NodeId;
 use migshm_protocol::call::{Answer, Attachment, Call, Caller, Consistency, Errno, Outcome};
@@ -228,7 +231,7 @@ impl Core {
         out: &mut Vec<Output>,
     ) -> bool {
         match message {
-            ToCoordinator::Join { .. } => false,
+            ToCoordinator::Join { .. } | ToCoordinator::Resume { .. } => false,
             ToCoordinator::Call { id, caller, call } => {
                 let request = Request {
                     call: CallKey { node: from, id },

@@ -159,16 +159,11 @@ impl Processes {
 
     /// The processes of a node, in ascending order.
     pub(crate) fn of_node(&self, node: NodeId) -> Vec<ProcessKey> {
-        let processes = self
-            .processes
-            .get(&node)
-            .into_iter()
-            .flat_map(|of| of.keys());
-        let mut keys: Vec<_> = processes
+        let of_node = self.processes.get(&node).into_iter();
+        of_node
+            .flat_map(|of| of.keys())
             .map(|&process| ProcessKey { node, process })
-            .collect();
-        keys.sort_unstable();
-        keys
+            .collect()
     }
 
     fn get(&self, key: ProcessKey) -> Option<&Process> {

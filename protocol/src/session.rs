@@ -22,6 +22,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::{self, CodecError};
 
+/// Bytes that one side may keep for the other.
+pub const MAX_BACKLOG: usize = 256 << 20;
 /// Messages that are received before it is said without a message of one's own.
 const ACKNOWLEDGED_TOGETHER: u64 = 64;
 
@@ -41,6 +43,8 @@ pub struct Session {
     sent: u64,
     /// Frames of this side's last messages: those that the other side may not have.
     kept: VecDeque<Bytes>,
+    /// Bytes of those.
+    backlog: usize,
     /// Number of the other side's last message that was taken.
     received: u64,
 }
@@ -96,7 +100,9 @@ impl Session {
             number: self.sent + 1,
             received: self.received,
         };
-        self.kept.push_back(frame(&(header, message), raw)?);
+        let frame = frame(&(header, message), raw)?;
+        self.backlog += frame.len();
+        self.kept.push_back(frame);
         self.sent += 1;
         Ok(())
     }
@@ -137,7 +143,11 @@ impl Session {
                 kept: self.kept.len(),
             });
         };
-        self.kept.drain(..has);
+        self.backlog -= self
+            .kept
+            .drain(..has)
+            .map(|frame| frame.len())
+            .sum::<usize>();
         Ok(Cursor {
             sent: received,
             told: self.received,
@@ -157,6 +167,12 @@ impl Session {
     #[must_use]
     pub fn kept(&self) -> usize {
         self.kept.len()
+    }
+
+    /// Bytes of those; to be kept below [`MAX_BACKLOG`] by giving up the session.
+    #[must_use]
+    pub fn backlog(&self) -> usize {
+        self.backlog
     }
 
     fn acknowledged(&self) -> u64 {

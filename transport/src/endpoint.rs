@@ -69,8 +69,9 @@ impl Endpoint {
         let socket = UdpSocket::bind(address).map_err(unbound)?;
         tuning::enlarge_buffers(&socket);
         let runtime = Arc::new(quinn::TokioRuntime);
-        let mut endpoint = quinn::Endpoint::new(tuning::endpoint(), Some(server), socket, runtime)
-            .map_err(unbound)?;
+        let config = tuning::endpoint(identity.key.secret_der());
+        let mut endpoint =
+            quinn::Endpoint::new(config, Some(server), socket, runtime).map_err(unbound)?;
         endpoint.set_default_client_config(client);
         Ok(Endpoint(endpoint))
     }
