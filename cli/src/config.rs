@@ -27,11 +27,21 @@ pub const DEFAULT_PATH: &str = "/etc/migshm/migshm.toml";
 
 /// What may be set for each subcommand.
 const OPTIONS: [(&str, &[&str]); 5] = [
-    ("coordinator", &["listen", "pki", "release-keys"]),
+    (
+        "coordinator",
+        &[
+            "listen",
+            "pki",
+            "release-keys",
+            "state-dir",
+            "state-outlives",
+        ],
+    ),
     (
         "node",
         &[
             "coordinator",
+            "patience",
             "runtime-dir",
             "name",
             "listen",

@@ -41,9 +41,14 @@ pub struct CoordinatorArgs {
     /// Directory for the coordinator's state, with which it goes on when it is started again [default: none, the state ends with the coordinator].
     #[arg(long, value_name = "DIR", env = "MIGSHM_STATE_DIR")]
     state_dir: Option<PathBuf>,
-    /// Wait for the disk before anything is answered, so that the state survives a loss of power and not only the end of the coordinator.
-    #[arg(long, env = "MIGSHM_STATE_SYNC", requires = "state_dir")]
-    state_sync: bool,
+    /// What a state directory outlives: the coordinator's `process`, or a loss of `power` too, for which every answer waits for the disk.
+    #[arg(
+        long,
+        value_name = "WHAT",
+        env = "MIGSHM_STATE_OUTLIVES",
+        default_value = "process"
+    )]
+    state_outlives: Durability,
     /// Inherited pipe on which to tell that the coordinator serves ('+'), or why it cannot.
     #[arg(long, value_name = "FD", hide = true)]
     ready_fd: Option<i32>,
@@ -141,11 +146,7 @@ fn state(args: &CoordinatorArgs) -> anyhow::Result<(Replica, Option<Box<dyn Stor
     let Some(path) = &args.state_dir else {
         return Ok((Replica::of_new_cluster(), None));
     };
-    let durability = match args.state_sync {
-        true => Durability::Power,
-        false => Durability::Process,
-    };
-    let (directory, replica) = Directory::open(path, durability)?;
+    let (directory, replica) = Directory::open(path, args.state_outlives)?;
     let members = replica.members().count();
     tracing::info!(directory = %path.display(), members, "goes on with the state in");
     Ok((replica, Some(Box::new(directory))))

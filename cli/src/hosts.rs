@@ -225,7 +225,7 @@ impl Host {
             "MEMORY",
             "PKI",
             "STATE_DIR",
-            "STATE_SYNC",
+            "STATE_OUTLIVES",
         ] {
             command.env_remove(format!("MIGSHM_{name}"));
         }

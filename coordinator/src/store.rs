@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use migshm_protocol::VERSION;
 use redb::backends::FileBackend;
@@ -45,6 +46,18 @@ pub enum Durability {
     Process,
     /// The end of the machine too: every commit waits for the disk.
     Power,
+}
+
+impl FromStr for Durability {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Durability, &'static str> {
+        match text {
+            "process" => Ok(Durability::Process),
+            "power" => Ok(Durability::Power),
+            _ => Err("it is `process` or `power`"),
+        }
+    }
 }
 
 /// The state cannot be stored, or there is none that can be used.

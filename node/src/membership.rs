@@ -191,8 +191,10 @@ impl Membership {
             tracing::info!(node = name, "the coordinator is back");
         };
         let mut node = node.borrow_mut();
-        node.on_coordinator_lost(&reason);
-        node.settle();
+        if let Coordinator::Remote(_) = node.coordinator {
+            node.on_coordinator_lost(&reason);
+            node.settle();
+        }
     }
 
     /// Tries to reach the coordinator until it takes this node back; gives the reason if that is never.
@@ -224,7 +226,9 @@ impl Membership {
             .await?;
         let received = match &node.borrow().coordinator {
             Coordinator::Remote(remote) => remote.session.mark().received,
-            Coordinator::Embedded(_) | Coordinator::Lost => return Err(Interrupted::NotResumed),
+            Coordinator::Embedded(_) | Coordinator::Lost => {
+                return Ok(Resumed::Refused("it was given up".to_owned()));
+            }
         };
         sender.send_frame(opening(&self.resume, received)?);
         let (header, message) = parse(&receiver.next().await?)?;
