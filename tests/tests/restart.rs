@@ -258,7 +258,8 @@ fn a_full_disk_ends_the_coordinator_and_loses_nothing() {
         return;
     }
     let lab = Lab::new(1);
-    let [mut process] = with_semaphore(&lab);
+    let mut process = lab.start(1, "sysv");
+    process.obey("queue 1");
     kill(&lab);
     let state = lab.directory().join("state");
     let stored = fs::read(state.join("coordinator.redb")).expect("it was stored");
@@ -268,7 +269,6 @@ fn a_full_disk_ends_the_coordinator_and_loses_nothing() {
     // Until nothing fits any more.
     let _ = fs::write(&filler, vec![1; 16 << 20]);
     start(&lab);
-    process.obey("queue 1");
     let is_dead = || lab.host("coordinator")["state"] == "dead";
     let mut left = 0;
     while left == 0 {
