@@ -621,8 +621,11 @@ impl State {
     }
 
     fn expel(&mut self, node: NodeId) {
-        if let Some(Member { name, .. }) = self.members.remove(&node) {
+        if let Some(Member { name, link, .. }) = self.members.remove(&node) {
             tracing::info!(%node, name, "left");
+            if let Some(link) = link {
+                link.sender().close(ENDED);
+            }
         }
         for set in self.replica.delegated_to(node) {
             tracing::warn!(%node, set, "the node has left with a semaphore set that was delegated to it: what its processes did to the set since is lost");
