@@ -285,7 +285,14 @@ impl Host {
                 self.name,
                 log.display()
             ),
-            Ok(Ok(_)) => bail!("{}: {word}", self.name),
+            Ok(Ok(_)) => {
+                // It has said why it ends, and may be started again when it has.
+                let gone = self.ended.notified();
+                if self.daemon.borrow().is_some() {
+                    gone.await;
+                }
+                bail!("{}: {word}", self.name)
+            }
             Ok(Err(error)) => Err(error.into()),
             Err(_) => bail!(
                 "{} is not ready after {} s:\n{}",

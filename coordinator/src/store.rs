@@ -354,8 +354,11 @@ fn existing(
     };
     // The database's code takes some damage for its own fault.
     let read = catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| {
-        let reason = panic.downcast_ref::<String>().map_or("", |text| text);
-        Err(redb::Error::Corrupted(reason.to_owned()))
+        let reason = panic.downcast_ref::<&str>().copied();
+        let reason = reason.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        Err(redb::Error::Corrupted(
+            reason.unwrap_or("no reason given").to_owned(),
+        ))
     });
     let (database, format, stored) = read.map_err(|error| match error {
         redb::Error::DatabaseAlreadyOpen => StoreError::InUse {
