@@ -11,11 +11,14 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
-use migshm_coordinator::{Core, server};
+use migshm_coordinator::replica::Replica;
+use migshm_coordinator::store::{Directory, Durability, Store};
+use migshm_coordinator::{Settings, server};
 use migshm_protocol::call::{Answer, Call, Caller, SemBuf, SetMemory};
 use migshm_protocol::control::{FromCoordinator, ToCoordinator};
-use migshm_protocol::{NodeId, ProcessId, VERSION};
-use migshm_transport::{Endpoint, Identity, Link, Peer, pki};
+use migshm_protocol::session::{Cursor, Header, Session, opening};
+use migshm_protocol::{ProcessId, VERSION, codec};
+use migshm_transport::{Carrier, Endpoint, FrameReceiver, Identity, Peer, pki};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
@@ -45,17 +48,20 @@ pub fn measure(effort: Effort, scratch: &Path) -> Result<Vec<Figure>> {
         pki::issue(&pki, peer, pki::DEFAULT_VALIDITY)?;
     }
     let (mut served, mut bare, mut goal) = <(Series, Series, Series)>::default();
+    let (mut stored, mut synced) = <(Series, Series)>::default();
     for round in 1..=effort.rounds {
         eprintln!("coordinator, round {round} of {}", effort.rounds);
-        served.push(load(&pki, "coordinator-server", effort)?);
-        bare.push(load(&pki, "bare-server", effort)?);
+        served.push(load(&pki, &["coordinator-server"], effort)?);
+        stored.push(load(&pki, &["coordinator-server", "stored"], effort)?);
+        synced.push(load(&pki, &["coordinator-server", "synced"], effort)?);
+        bare.push(load(&pki, &["bare-server"], effort)?);
         goal.push(vec![GOAL]);
     }
     let name = "semaphore operations of 8 nodes";
-    let figure = |name, reference, wanted| {
+    let figure = |name, measured, reference, wanted| {
         Figure::new(
             name,
-            &served,
+            measured,
             reference,
             50,
             Unit::MillionsPerSecond,
@@ -63,16 +69,32 @@ pub fn measure(effort: Effort, scratch: &Path) -> Result<Vec<Figure>> {
         )
     };
     Ok(vec![
-        figure(name, ("wanted", &goal), Some(Wanted::AtLeast(1.0))),
-        figure(name, ("frames answered at once", &bare), None),
+        figure(name, &served, ("wanted", &goal), Some(Wanted::AtLeast(1.0))),
+        figure(name, &served, ("frames answered at once", &bare), None),
+        figure(
+            "the same, with a state directory",
+            &stored,
+            ("in memory", &served),
+            None,
+        ),
+        figure(
+            "the same, waiting for the disk",
+            &synced,
+            ("in memory", &served),
+            None,
+        ),
     ])
 }
 
 /// Nanoseconds for one operation of a server.
-fn load(pki: &Path, server: &str, effort: Effort) -> Result<Vec<f64>> {
+fn load(pki: &Path, server: &[&str], effort: Effort) -> Result<Vec<f64>> {
+    let (server, options) = server.split_first().expect("a server");
     let mut server = Worker::start(
         "the coordinator",
-        Command::new(this_program()?).arg(server).arg(pki),
+        Command::new(this_program()?)
+            .arg(server)
+            .arg(pki)
+            .args(options),
     )?;
     let address: SocketAddr = server.line()?;
     let mut nodes = Worker::start(
@@ -86,15 +108,23 @@ fn load(pki: &Path, server: &str, effort: Effort) -> Result<Vec<f64>> {
     nodes.ask(&effort.pairs)
 }
 
-/// A coordinator, which says its address.
+/// A coordinator, which says its address; its state is in memory, or stored too.
 ///
 /// # Errors
-/// The endpoint cannot be made.
-pub fn serve(pki: &Path) -> Result<()> {
+/// The endpoint or the state directory cannot be made.
+pub fn serve(pki: &Path, state: Option<Durability>) -> Result<()> {
     on_core(0)?.block_on(async {
         let endpoint = Endpoint::bind(LOOPBACK, &Identity::load(pki, &Peer::Coordinator)?)?;
         process::say(&endpoint.local_address()?)?;
-        server::serve(endpoint, Core::new()).await;
+        let directory = tempfile::tempdir_in(pki)?;
+        let (replica, store) = match state {
+            None => (Replica::of_new_cluster(), None),
+            Some(durability) => {
+                let (directory, replica) = Directory::open(directory.path(), durability)?;
+                (replica, Some(Box::new(directory) as Box<dyn Store>))
+            }
+        };
+        server::serve(endpoint, replica, Settings::default(), store).await?;
         Ok(())
     })
 }
@@ -110,20 +140,25 @@ pub fn serve_bare(pki: &Path) -> Result<()> {
         while let Some(incoming) = endpoint.accept().await {
             let mut link = incoming.link().await?;
             tokio::spawn(async move {
+                let mut session = Session::default();
+                let mut carrier = Carrier::new(link.sender, Cursor::default());
                 while let Ok(frame) = link.receiver.next().await {
-                    let answer = match frame.decode() {
-                        Ok((ToCoordinator::Call { id, .. }, _)) => FromCoordinator::Answer {
-                            id,
-                            outcome: Ok(Answer::Value(0)),
-                            placement: None,
-                        },
-                        _ => FromCoordinator::Welcome {
-                            node: NodeId(0),
-                            epoch: 0,
-                        },
+                    let (header, rest) = frame.decode::<Header>()?;
+                    session.receive(header)?;
+                    let (message, _) = codec::decode(rest)?;
+                    let id = match message {
+                        ToCoordinator::Call { id, .. } => id,
+                        _ => 0,
                     };
-                    link.sender.send(&answer, &[]);
+                    let answer = FromCoordinator::Answer {
+                        id,
+                        outcome: Ok(Answer::Value(0)),
+                        placement: None,
+                    };
+                    session.send(&answer, &[])?;
+                    carrier.advance(&session, session.mark());
                 }
+                anyhow::Ok(())
             });
         }
         Ok(())
@@ -167,9 +202,11 @@ async fn join_all(pki: &Path, address: SocketAddr) -> Result<Vec<Node>> {
             address: endpoint.local_address()?,
             memory: 1 << 30,
         };
-        link.sender.send(&join, &[]);
+        link.sender.send_frame(opening(&join, 0)?);
         nodes.push(Node {
-            link,
+            carrier: Carrier::new(link.sender, Cursor::default()),
+            receiver: link.receiver,
+            session: Session::default(),
             last_id: 0,
             _endpoint: endpoint,
             uses: Vec::new(),
@@ -204,7 +241,9 @@ async fn join_all(pki: &Path, address: SocketAddr) -> Result<Vec<Node>> {
 }
 
 struct Node {
-    link: Link,
+    carrier: Carrier,
+    receiver: FrameReceiver,
+    session: Session,
     last_id: u64,
     _endpoint: Endpoint,
     /// By process: the semaphore that it uses, and its first operation of a pair.
@@ -225,7 +264,7 @@ impl Node {
                 } else {
                     -first
                 };
-                self.send(process as u64, operation_on(set), &operation(num, op));
+                self.send(process as u64, operation_on(set), &operation(num, op))?;
                 under_way += 1;
             }
             if under_way == 0 {
@@ -249,12 +288,12 @@ impl Node {
     }
 
     async fn call(&mut self, call: Call, raw: &[u8]) -> Result<i32> {
-        self.send(0, call, raw);
+        self.send(0, call, raw)?;
         Ok(self.answer().await?.1)
     }
 
     /// Makes a call of a process.
-    fn send(&mut self, process: u64, call: Call, raw: &[u8]) {
+    fn send(&mut self, process: u64, call: Call, raw: &[u8]) -> Result<()> {
         self.last_id += 1;
         let caller = Caller {
             process: ProcessId(process),
@@ -266,16 +305,21 @@ impl Node {
             memlock: None,
         };
         let id = self.last_id << 16 | process;
-        self.link
-            .sender
-            .send(&ToCoordinator::Call { id, caller, call }, raw);
+        let message = ToCoordinator::Call { id, caller, call };
+        self.session.send(&message, raw)?;
+        self.carrier.advance(&self.session, self.session.mark());
+        Ok(())
     }
 
     /// The next answer: whose call it is of, and its value.
     async fn answer(&mut self) -> Result<(u64, i32)> {
         loop {
-            let frame = self.link.receiver.next().await?;
-            if let (FromCoordinator::Answer { id, outcome, .. }, _) = frame.decode()? {
+            let frame = self.receiver.next().await?;
+            let (header, rest) = frame.decode::<Header>()?;
+            if !self.session.receive(header)? {
+                continue;
+            }
+            if let (FromCoordinator::Answer { id, outcome, .. }, _) = codec::decode(rest)? {
                 let Ok(Answer::Value(value)) = outcome else {
                     bail!("a call ends with {outcome:?}");
                 };

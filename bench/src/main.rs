@@ -37,6 +37,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use migshm_coordinator::store::Durability;
 
 use crate::figures::Report;
 use crate::machine::Machine;
@@ -77,7 +78,13 @@ fn main() -> Result<()> {
         }
         ["echo-server", pki] => echo::server(Path::new(pki)),
         ["echo-client", pki, address] => echo::client(Path::new(pki), address.parse()?),
-        ["coordinator-server", pki] => coordinator::serve(Path::new(pki)),
+        ["coordinator-server", pki] => coordinator::serve(Path::new(pki), None),
+        ["coordinator-server", pki, "stored"] => {
+            coordinator::serve(Path::new(pki), Some(Durability::Process))
+        }
+        ["coordinator-server", pki, "synced"] => {
+            coordinator::serve(Path::new(pki), Some(Durability::Power))
+        }
         ["bare-server", pki] => coordinator::serve_bare(Path::new(pki)),
         ["coordinator-load", pki, address] => {
             coordinator::load_worker(Path::new(pki), address.parse()?)

@@ -28,11 +28,22 @@ pub const DEFAULT_PATH: &str = "/etc/migshm/migshm.toml";
 
 /// What may be set for each subcommand.
 const OPTIONS: [(&str, &[&str]); 5] = [
-    ("coordinator", &["listen", "pki", "release-keys", "quota"]),
+    (
+        "coordinator",
+        &[
+            "listen",
+            "pki",
+            "release-keys",
+            "quota",
+            "state-dir",
+            "state-outlives",
+        ],
+    ),
     (
         "node",
         &[
             "coordinator",
+            "patience",
             "runtime-dir",
             "name",
             "listen",

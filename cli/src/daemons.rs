@@ -7,9 +7,12 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::os::fd::FromRawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
-use migshm_coordinator::{Core, Quotas, Rules, server};
+use migshm_coordinator::replica::Replica;
+use migshm_coordinator::store::{Directory, Durability, Store};
+use migshm_coordinator::{Quotas, Rules, Settings, server};
 use migshm_transport::{Endpoint, Identity, Peer};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -45,6 +48,17 @@ pub struct CoordinatorArgs {
         value_parser = config::quotas
     )]
     quota: Quotas,
+    /// Directory for the coordinator's state, with which it goes on when it is started again [default: none, the state ends with the coordinator].
+    #[arg(long, value_name = "DIR", env = "MIGSHM_STATE_DIR")]
+    state_dir: Option<PathBuf>,
+    /// What a state directory outlives: the coordinator's `process`, or a loss of `power` too, for which every answer waits for the disk.
+    #[arg(
+        long,
+        value_name = "WHAT",
+        env = "MIGSHM_STATE_OUTLIVES",
+        default_value = "process"
+    )]
+    state_outlives: Durability,
     /// Inherited pipe on which to tell that the coordinator serves ('+'), or why it cannot.
     #[arg(long, value_name = "FD", hide = true)]
     ready_fd: Option<i32>,
@@ -56,6 +70,14 @@ pub struct NodeArgs {
     /// The cluster's coordinator [default: none, serve this machine alone].
     #[arg(long, value_name = "HOST[:PORT]", env = "MIGSHM_COORDINATOR", value_parser = with_port)]
     coordinator: Option<String>,
+    /// Seconds for which calls wait for a coordinator that cannot be reached before they fail; 0 for ever.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        env = "MIGSHM_PATIENCE",
+        default_value_t = 86_400
+    )]
+    patience: u64,
     /// Where the socket for local programs is [default: /run/migshm for root, $XDG_RUNTIME_DIR/migshm or /tmp/migshm-UID for others].
     #[arg(long, value_name = "DIR", env = "MIGSHM_RUNTIME_DIR")]
     runtime_dir: Option<PathBuf>,
@@ -105,10 +127,12 @@ pub fn coordinator(args: CoordinatorArgs) -> anyhow::Result<ExitCode> {
         .build()?;
     let result = runtime.block_on(async {
         let identity = Identity::load(&args.pki, &Peer::Coordinator)?;
+        let (replica, store) = state(&args)?;
         let endpoint = Endpoint::bind(args.listen, &identity)?;
-        let core = Core::new()
-            .with_rules(args.release_keys)
-            .with_quotas(args.quota);
+        let settings = Settings {
+            rules: args.release_keys,
+            quotas: args.quota,
+        };
         let renewals = migshm_transport::follow(endpoint.clone(), args.pki.clone())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
@@ -119,7 +143,7 @@ pub fn coordinator(args: CoordinatorArgs) -> anyhow::Result<ExitCode> {
         }
         tokio::select! {
             never = renewals => match never {},
-            () = server::serve(endpoint.clone(), core) => {}
+            served = server::serve(endpoint.clone(), replica, settings, store) => served?,
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
@@ -133,6 +157,17 @@ pub fn coordinator(args: CoordinatorArgs) -> anyhow::Result<ExitCode> {
     result.map(|()| ExitCode::SUCCESS)
 }
 
+/// What a coordinator goes on with, and where it stores what happens.
+fn state(args: &CoordinatorArgs) -> anyhow::Result<(Replica, Option<Box<dyn Store>>)> {
+    let Some(path) = &args.state_dir else {
+        return Ok((Replica::of_new_cluster(), None));
+    };
+    let (directory, replica) = Directory::open(path, args.state_outlives)?;
+    let members = replica.members().count();
+    tracing::info!(directory = %path.display(), members, "goes on with the state in");
+    Ok((replica, Some(Box::new(directory))))
+}
+
 /// Serves local programs until SIGINT or SIGTERM.
 pub fn node(args: NodeArgs) -> anyhow::Result<ExitCode> {
     migshm_node::run(migshm_node::Config {
@@ -142,6 +177,7 @@ pub fn node(args: NodeArgs) -> anyhow::Result<ExitCode> {
                 .then(|| crate::pki::DEFAULT_DIRECTORY.into())
         }),
         coordinator: args.coordinator,
+        patience: (args.patience > 0).then(|| Duration::from_secs(args.patience)),
         runtime_dir: args.runtime_dir.unwrap_or_else(config::own_runtime_dir),
         name: args.name.unwrap_or_else(config::node_name),
         listen: args.listen,

@@ -92,6 +92,7 @@ impl Lab {
             if index == 0 {
                 arguments
                     .extend(["coordinator", "--listen", &coordinator.to_string()].map(Into::into));
+                arguments.extend(["--state-dir".into(), directory.join("state").into()]);
             } else {
                 let ip = if networks {
                     netns::address(index)
@@ -223,6 +224,8 @@ impl Host {
             "LISTEN",
             "MEMORY",
             "PKI",
+            "STATE_DIR",
+            "STATE_OUTLIVES",
         ] {
             command.env_remove(format!("MIGSHM_{name}"));
         }
@@ -282,7 +285,14 @@ impl Host {
                 self.name,
                 log.display()
             ),
-            Ok(Ok(_)) => bail!("{}: {word}", self.name),
+            Ok(Ok(_)) => {
+                // It has said why it ends, and may be started again when it has.
+                let gone = self.ended.notified();
+                if self.daemon.borrow().is_some() {
+                    gone.await;
+                }
+                bail!("{}: {word}", self.name)
+            }
             Ok(Err(error)) => Err(error.into()),
             Err(_) => bail!(
                 "{} is not ready after {} s:\n{}",

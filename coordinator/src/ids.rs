@@ -10,7 +10,6 @@
 
 use migshm_protocol::call::{Caller, Errno, Perm, StatBy};
 use migshm_protocol::limits::IPCMNI;
-use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -46,7 +45,7 @@ pub(crate) trait Contents {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Table<T> {
     slots: Vec<Option<Entry<T>>>,
-    keys: FxHashMap<i32, i32>,
+    keys: BTreeMap<i32, i32>,
     in_use: usize,
     limit: usize,
     /// Where the search for a free index starts.
@@ -62,7 +61,7 @@ impl<T: Contents> Table<T> {
     pub(crate) fn new(limit: usize) -> Table<T> {
         Table {
             slots: Vec::new(),
-            keys: FxHashMap::default(),
+            keys: BTreeMap::default(),
             in_use: 0,
             limit,
             next: 0,

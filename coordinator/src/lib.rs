@@ -3,7 +3,8 @@
 //!
 //! [`Core`] is a pure state machine. It gets the messages of the nodes and the time, and gives
 //! back the messages to send; it does no I/O and has no clock, and all of its state is plain data
-//! that serde can store. Calls behave as on Linux 6.x to the last errno: the tests run the same
+//! that serde can store, without hash maps, whose order would show. [`replica`] is what makes it
+//! outlive its process, [`store`] where. Calls behave as on Linux 6.x to the last errno: the tests run the same
 //! calls on the kernel and compare.
 //!
 //! ```text
@@ -34,10 +35,12 @@ mod perm;
 mod placement;
 mod processes;
 mod quotas;
+pub mod replica;
 mod rules;
 mod sem;
 pub mod server;
 mod shm;
+pub mod store;
 
 use migshm_protocol::NodeId;
 use migshm_protocol::call::{Answer, Attachment, Call, Caller, Consistency, Errno, Outcome};
@@ -78,9 +81,17 @@ pub struct Core {
     queues: MsgQueues,
     accounts: Accounts,
     notices: Notices,
-    rules: Rules,
-    quotas: Quotas,
+    settings: Settings,
     protocol_errors: u64,
+}
+
+/// What a person has decided about the cluster. It holds from then on: what there is stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Which keys of segments decide on their consistency.
+    pub rules: Rules,
+    /// What one user may have.
+    pub quotas: Quotas,
 }
 
 /// Who makes a call.
@@ -124,22 +135,23 @@ impl Core {
             queues: MsgQueues::new(),
             accounts: Accounts::default(),
             notices: Notices::default(),
-            rules: Rules::default(),
-            quotas: Quotas::default(),
+            settings: Settings::default(),
             protocol_errors: 0,
         }
     }
 
     /// Has the keys of segments decide on their consistency, from now on.
     #[must_use]
-    pub fn with_rules(self, rules: Rules) -> Core {
-        Core { rules, ..self }
+    pub fn with_rules(mut self, rules: Rules) -> Core {
+        self.settings.rules = rules;
+        self
     }
 
     /// Has users have no more than this, from now on; what they have stays.
     #[must_use]
-    pub fn with_quotas(self, quotas: Quotas) -> Core {
-        Core { quotas, ..self }
+    pub fn with_quotas(mut self, quotas: Quotas) -> Core {
+        self.settings.quotas = quotas;
+        self
     }
 
     /// A node becomes a member: under a new name, or under that of one that has left. Returns its
@@ -239,7 +251,7 @@ impl Core {
         out: &mut Vec<Output>,
     ) -> bool {
         match message {
-            ToCoordinator::Join { .. } => false,
+            ToCoordinator::Join { .. } | ToCoordinator::Resume { .. } => false,
             ToCoordinator::Call { id, caller, call } => {
                 let request = Request {
                     call: CallKey { node: from, id },
@@ -368,7 +380,7 @@ impl Core {
         raw: &[u8],
         out: &mut Vec<Output>,
     ) {
-        let by_key = |key| self.rules.consistency(key);
+        let by_key = |key| self.settings.rules.consistency(key);
         let made = match call {
             Call::ShmGet {
                 key, consistency, ..
@@ -512,7 +524,7 @@ impl Core {
         };
         let cx = Context {
             now,
-            quotas: self.quotas,
+            quotas: self.settings.quotas,
             members: &mut self.members,
             processes: &mut self.processes,
             out,

@@ -20,7 +20,6 @@
 use migshm_protocol::control::Placement;
 use migshm_protocol::ids::{EXTENT_PAGES, PAGE_SIZE};
 use migshm_protocol::{NodeId, NodeSet};
-use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -53,7 +52,7 @@ pub(crate) struct Pages {
     /// In whole pages.
     bytes: u64,
     usage: Usage,
-    homes: FxHashMap<u32, NodeId>,
+    homes: BTreeMap<u32, NodeId>,
     reserved: BTreeMap<NodeId, u64>,
     /// The nodes that may keep something of the segment.
     known_to: NodeSet,
@@ -78,7 +77,7 @@ impl Pages {
         Pages {
             bytes: size.next_multiple_of(PAGE_SIZE as u64),
             usage: Usage::Unused,
-            homes: FxHashMap::default(),
+            homes: BTreeMap::default(),
             reserved: BTreeMap::new(),
             known_to: NodeSet::default(),
         }

@@ -5,8 +5,8 @@
 
 use migshm_protocol::call::{Answer, Errno, Outcome};
 use migshm_protocol::{NodeId, ProcessId, SegmentId};
-use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// A process of the cluster. Nodes number their processes independently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -16,7 +16,7 @@ pub(crate) struct ProcessKey {
 }
 
 /// A call of the cluster. Nodes number their calls independently.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct CallKey {
     pub(crate) node: NodeId,
     pub(crate) id: u64,
@@ -49,8 +49,8 @@ pub(crate) struct Wake {
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Processes {
     /// By node, as all of a node's end at once.
-    processes: FxHashMap<NodeId, FxHashMap<ProcessId, Process>>,
-    blocked: FxHashMap<CallKey, Blocked>,
+    processes: BTreeMap<NodeId, BTreeMap<ProcessId, Process>>,
+    blocked: BTreeMap<CallKey, Blocked>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -159,16 +159,11 @@ impl Processes {
 
     /// The processes of a node, in ascending order.
     pub(crate) fn of_node(&self, node: NodeId) -> Vec<ProcessKey> {
-        let processes = self
-            .processes
-            .get(&node)
-            .into_iter()
-            .flat_map(|of| of.keys());
-        let mut keys: Vec<_> = processes
+        let of_node = self.processes.get(&node).into_iter();
+        of_node
+            .flat_map(|of| of.keys())
             .map(|&process| ProcessKey { node, process })
-            .collect();
-        keys.sort_unstable();
-        keys
+            .collect()
     }
 
     fn get(&self, key: ProcessKey) -> Option<&Process> {

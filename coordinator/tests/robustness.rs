@@ -6,10 +6,12 @@ mod support;
 use std::collections::HashSet;
 
 use migshm_coordinator::Core;
+use migshm_coordinator::replica::{Input, Record, Replica, Stored};
 use migshm_protocol::call::{
     Call, Caller, Errno, MsgCommand, NewPerm, SemCommand, SetMemory, ShmCommand, StatBy,
 };
 use migshm_protocol::control::{Debt, FromCoordinator, SetState, ToCoordinator};
+use migshm_protocol::session::Header;
 use migshm_protocol::{Extent, NodeId, ProcessId, SegmentId, codec};
 use proptest::prelude::*;
 use support::*;
@@ -231,6 +233,32 @@ impl Run {
     }
 }
 
+/// An event, as it is stored: by node and number in its session.
+fn record(now: i64, event: &Event, replica: &Replica) -> (Record, Vec<u8>) {
+    let mut frame = Vec::new();
+    let input = match event.clone() {
+        Event::Message(node, message, raw) => {
+            let node = NodeId(node);
+            let mark = replica.member(node).map(|member| member.session.mark());
+            let mark = mark.unwrap_or_default();
+            let header = Header {
+                number: mark.received + 1,
+                // It has all but the last.
+                received: mark.sent.saturating_sub(1),
+            };
+            codec::encode(&(header, message), &raw, &mut frame).unwrap();
+            Input::Frame { node }
+        }
+        Event::Join(node) => Input::Join {
+            name: format!("node{}", node + 1),
+            address: "[::1]:1".parse().unwrap(),
+            memory: 8 * MIB,
+        },
+        Event::Leave(node) => Input::Leave { node: NodeId(node) },
+    };
+    (Record { now, input }, frame)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(128) })]
 
@@ -299,6 +327,32 @@ proptest! {
             run.happen(at, event);
             twin.happen(at, event);
             prop_assert_eq!(&run.cluster.mail, &twin.cluster.mail);
+        }
+    }
+
+    #[test]
+    fn what_was_stored_gives_the_same_state_and_the_same_messages(
+        events in prop::collection::vec(event(), 1..200),
+        snapshot_at in 0..200usize,
+    ) {
+        let mut replica = Replica::new(7);
+        let mut all = Stored { snapshot: Some(replica.snapshot()), records: Vec::new() };
+        let mut recent = all.clone();
+        let joins = (0..3).map(Event::Join);
+        for (at, event) in joins.chain(events).enumerate() {
+            if at == snapshot_at {
+                recent = Stored { snapshot: Some(replica.snapshot()), records: Vec::new() };
+            }
+            let (record, frame) = record(at as i64, &event, &replica);
+            if let Ok(true) = replica.apply(&record, &frame) {
+                all.records.push(record.encode(&frame));
+                recent.records.push(record.encode(&frame));
+            }
+        }
+        let state = replica.snapshot();
+        for stored in [all, recent] {
+            let recovered = Replica::recover(&stored).unwrap().unwrap();
+            prop_assert!(recovered.snapshot() == state, "{:?} is not {:?}", recovered, replica);
         }
     }
 }

@@ -39,6 +39,7 @@ use tokio::task::AbortHandle;
 use crate::cached::Cached;
 use crate::exits::{Confirmations, Exits};
 use crate::local::{Sender, Socket};
+use crate::membership::Remote;
 use crate::memory::{AttachId, Memory, SpaceId, View};
 use crate::readers::Turns;
 use crate::release::Outbox;
@@ -150,8 +151,8 @@ pub enum Coordinator {
     /// In this daemon: it serves one machine alone.
     Embedded(Box<Core>),
     /// On the head node.
-    Remote(FrameSender),
-    /// It was lost: every call fails.
+    Remote(Remote),
+    /// It was lost for good: every call fails.
     Lost,
 }
 
@@ -326,7 +327,11 @@ impl Node {
                 core.handle(unix_time(), self.id, message, raw, &mut self.outputs);
                 self.collect_outputs();
             }
-            Coordinator::Remote(link) => link.send(&message, raw),
+            Coordinator::Remote(remote) => {
+                if let Err(error) = remote.say(&message, raw) {
+                    self.on_coordinator_lost(&error.to_string());
+                }
+            }
             Coordinator::Lost => {
                 if let ToCoordinator::Call { id, .. }
                 | ToCoordinator::Detached { id, .. }
@@ -422,16 +427,19 @@ impl Node {
             }
             FromCoordinator::Joined { member } => self.on_joined(member),
             FromCoordinator::Left { node } => self.on_left(node),
-            FromCoordinator::Welcome { .. } | FromCoordinator::Refused { .. } => {
+            FromCoordinator::Welcome { .. }
+            | FromCoordinator::Resumed
+            | FromCoordinator::Refused { .. } => {
                 tracing::warn!("unexpected message from the coordinator");
             }
         }
     }
 
-    /// The link to the coordinator broke: what waits for it fails, and all later calls do.
-    pub(crate) fn on_coordinator_lost(&mut self) {
+    /// The coordinator is lost for good: what waits for it fails, and all later calls do.
+    pub(crate) fn on_coordinator_lost(&mut self, reason: &str) {
         tracing::error!(
             node = self.name,
+            reason,
             "lost the coordinator; System V calls now fail with ENOSYS"
         );
         for set in self.sets.delegated() {

@@ -82,9 +82,12 @@ impl Node {
         if self.sets.delegated().is_empty() {
             return false;
         }
-        let number = boottime();
-        self.tell(ToCoordinator::Query { number }, &[]);
-        self.settle();
+        // A coordinator that cannot be reached would hear it too late.
+        if self.coordinator.is_reachable() {
+            let number = boottime();
+            self.tell(ToCoordinator::Query { number }, &[]);
+            self.settle();
+        }
         true
     }
 
@@ -95,7 +98,7 @@ impl Node {
         }
         self.empty_outbox();
         match &self.coordinator {
-            Coordinator::Remote(link) => Some(link.clone()),
+            Coordinator::Remote(remote) => remote.link().cloned(),
             Coordinator::Embedded(_) | Coordinator::Lost => None,
         }
     }

@@ -16,6 +16,7 @@ mod daemon;
 mod delegation;
 mod exits;
 mod local;
+mod membership;
 mod memory;
 mod pages;
 mod readers;
@@ -29,22 +30,21 @@ mod uffd;
 
 use std::fs::File;
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
 use migshm_coordinator::{Core, Quotas};
-use migshm_protocol::control::{FromCoordinator, ToCoordinator};
 use migshm_protocol::local::{CLUSTER, SOCKET};
-use migshm_protocol::{NodeId, VERSION};
-use migshm_transport::{Endpoint, FrameReceiver, FrameSender, Identity, LinkError, Peer};
+use migshm_transport::LinkError;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{LocalSet, spawn_local};
 
 use crate::daemon::{Coordinator, Node};
 use crate::exits::Exits;
+use crate::membership::Joined;
 use crate::memory::Memory;
 use crate::start::{Lock, Ready};
 use crate::uffd::Uffd;
@@ -64,6 +64,9 @@ const EVENT_INTERVAL: u32 = 1;
 pub struct Config {
     /// `HOST:PORT` of the coordinator; without one the daemon serves this machine alone.
     pub coordinator: Option<String>,
+    /// For how long calls wait for a coordinator that cannot be reached before they fail; `None` for
+    /// ever.
+    pub patience: Option<Duration>,
     /// Where its socket is.
     pub runtime_dir: PathBuf,
     /// The node's name, as in its certificate.
@@ -173,15 +176,6 @@ pub fn run(config: Config) -> Result<(), Error> {
     result
 }
 
-/// What joining a cluster gives.
-struct Membership {
-    node: NodeId,
-    epoch: u64,
-    sender: FrameSender,
-    receiver: FrameReceiver,
-    endpoint: Endpoint,
-}
-
 async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
     let directory = config.runtime_dir.clone();
     let in_directory = |cause| Error::Directory {
@@ -221,7 +215,7 @@ async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
     };
 
     let membership = match &config.coordinator {
-        Some(coordinator) => Some(join(&config, coordinator, budget).await?),
+        Some(coordinator) => Some(membership::join(&config, coordinator, budget).await?),
         None => None,
     };
     let lock = if config.autostart {
@@ -241,14 +235,15 @@ async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
 
     let name = config.name.clone();
     let node = match membership {
-        Some(Membership {
+        Some(Joined {
             node,
             epoch,
-            sender,
+            membership,
+            link,
             receiver,
-            endpoint,
         }) => {
-            let coordinator = Coordinator::Remote(sender);
+            let endpoint = membership.endpoint().clone();
+            let coordinator = Coordinator::Remote(link);
             let node = Node::new(
                 name,
                 node,
@@ -260,7 +255,7 @@ async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
                 Some(endpoint.clone()),
                 Exits::new()?,
             );
-            spawn_local(tasks::hear_coordinator(Rc::clone(&node), receiver));
+            spawn_local(membership.keep(Rc::clone(&node), receiver));
             spawn_local(tasks::accept_peers(Rc::clone(&node), endpoint));
             node
         }
@@ -371,76 +366,4 @@ fn embedded(
         node.settle();
     }
     Ok(node)
-}
-
-/// Becomes a member of the coordinator's cluster.
-async fn join(config: &Config, coordinator: &str, budget: u64) -> Result<Membership, Error> {
-    let pki = config.pki.as_ref().ok_or(Error::NoPki)?;
-    let identity = Identity::load(pki, &Peer::node(&config.name)?)?;
-    let endpoint = Endpoint::bind(config.listen, &identity)?;
-    spawn_local(migshm_transport::follow(endpoint.clone(), pki.clone())?);
-    let unresolved = |cause| Error::Resolve {
-        coordinator: coordinator.to_owned(),
-        cause,
-    };
-    let address = tokio::net::lookup_host(coordinator)
-        .await
-        .map_err(unresolved)?
-        .find(|a| a.is_ipv4() == config.listen.is_ipv4())
-        .ok_or_else(|| {
-            unresolved(io::Error::new(
-                io::ErrorKind::NotFound,
-                "no address of the listener's family",
-            ))
-        })?;
-    let unreachable = |cause| Error::Unreachable {
-        coordinator: coordinator.to_owned(),
-        cause,
-    };
-    let link = endpoint
-        .connect(address, &Peer::Coordinator)
-        .await
-        .map_err(unreachable)?;
-    let (sender, mut receiver) = (link.sender, link.receiver);
-    let own = SocketAddr::new(
-        reachable_ip(config.listen, address)?,
-        endpoint.local_address()?.port(),
-    );
-    let name = config.name.clone();
-    sender.send(
-        &ToCoordinator::Join {
-            version: VERSION,
-            name,
-            address: own,
-            memory: budget,
-        },
-        &[],
-    );
-    let refused = |reason| Error::Refused {
-        coordinator: coordinator.to_owned(),
-        reason,
-    };
-    let frame = receiver.next().await.map_err(unreachable)?;
-    match frame.decode::<FromCoordinator>() {
-        Ok((FromCoordinator::Welcome { node, epoch }, _)) => Ok(Membership {
-            node,
-            epoch,
-            sender,
-            receiver,
-            endpoint,
-        }),
-        Ok((FromCoordinator::Refused { reason }, _)) => Err(refused(reason)),
-        Ok(_) => Err(refused("it answers something else".to_owned())),
-        Err(error) => Err(refused(error.to_string())),
-    }
-}
-
-/// The address under which others reach this host, as seen on the way to the coordinator.
-fn reachable_ip(listen: SocketAddr, coordinator: SocketAddr) -> io::Result<std::net::IpAddr> {
-    if !listen.ip().is_unspecified() {
-        return Ok(listen.ip());
-    }
-    let probe = UdpSocket::bind(SocketAddr::new(listen.ip(), 0))?;
-    probe.connect(coordinator)?;
-    Ok(probe.local_addr()?.ip())
 }

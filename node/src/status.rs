@@ -7,8 +7,9 @@ use crate::daemon::{Coordinator, Node};
 impl Node {
     /// Members, counts and counters.
     pub(crate) fn status(&self) -> Value {
-        let coordinator = match self.coordinator {
+        let coordinator = match &self.coordinator {
             Coordinator::Embedded(_) => "embedded",
+            Coordinator::Remote(remote) if remote.link().is_none() => "waiting",
             Coordinator::Remote(_) => "connected",
             Coordinator::Lost => "lost",
         };

@@ -7,7 +7,7 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use migshm_protocol::codec::CodecError;
-use migshm_protocol::control::{FromCoordinator, Member};
+use migshm_protocol::control::Member;
 use migshm_protocol::page::{PeerHello, PeerMessage};
 use migshm_protocol::{NodeId, VERSION};
 use migshm_transport::{Endpoint, FrameReceiver, Incoming, Link, LinkError, Peer};
@@ -262,33 +262,6 @@ pub async fn keep_time(node: Shared, timer: Rc<Timer>) -> io::Result<()> {
         timer.expired().await?;
         node.borrow_mut().on_timeout();
     }
-}
-
-/// Hands the coordinator's messages to the node, until the link is lost.
-pub async fn hear_coordinator(node: Shared, mut receiver: FrameReceiver) {
-    loop {
-        let frame = match receiver.next().await {
-            Ok(frame) => frame,
-            Err(error) => {
-                tracing::error!(%error, "the link to the coordinator broke");
-                break;
-            }
-        };
-        match frame.decode::<FromCoordinator>() {
-            Ok((message, raw)) => {
-                let mut node = node.borrow_mut();
-                node.inbox.push_back((message, raw.to_vec()));
-                node.settle();
-            }
-            Err(error) => {
-                tracing::error!(%error, "the coordinator sent garbage");
-                break;
-            }
-        }
-    }
-    let mut node = node.borrow_mut();
-    node.on_coordinator_lost();
-    node.settle();
 }
 
 /// Accepts other nodes, for ever.

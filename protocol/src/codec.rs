@@ -66,6 +66,32 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, &[u8]), CodecErro
     Ok((message, &bytes[used..]))
 }
 
+/// Encodes what is to be stored: it may be of any size.
+///
+/// # Errors
+/// [`CodecError::Unencodable`], which the types of this project never cause.
+pub fn encode_stored<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
+    Ok(bincode::serde::encode_to_vec(
+        value,
+        bincode::config::standard(),
+    )?)
+}
+
+/// Decodes what [`encode_stored`] gave, which is trusted not to claim more than there is memory for.
+///
+/// # Errors
+/// [`CodecError::Malformed`], also if anything follows.
+pub fn decode_stored<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+    let config = bincode::config::standard();
+    let (value, used) = bincode::serde::decode_from_slice(bytes, config)?;
+    if used != bytes.len() {
+        let rest = bytes.len() - used;
+        let excess = format!("{rest} bytes too many");
+        return Err(bincode::error::DecodeError::OtherString(excess).into());
+    }
+    Ok(value)
+}
+
 /// Appends a frame with `message` and `raw` to `buffer`.
 ///
 /// # Errors

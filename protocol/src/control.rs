@@ -1,4 +1,7 @@
-//! Node daemon ↔ coordinator: one bidirectional QUIC stream, in order both ways.
+//! Node daemon ↔ coordinator: a session ([`crate::session`]) on one bidirectional QUIC stream at a time.
+//!
+//! A link is opened by [`ToCoordinator::Join`] or [`ToCoordinator::Resume`], which are no part of the
+//! session, as are the answers [`FromCoordinator::Resumed`] and [`FromCoordinator::Refused`].
 
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -11,7 +14,7 @@ use crate::release::Runs;
 /// From a node daemon to the coordinator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToCoordinator {
-    /// First on the stream; answered by [`FromCoordinator::Welcome`] or
+    /// Opens a link and a session; answered by [`FromCoordinator::Welcome`] or
     /// [`FromCoordinator::Refused`].
     Join {
         /// The node's protocol version.
@@ -22,6 +25,18 @@ pub enum ToCoordinator {
         address: SocketAddr,
         /// Its memory budget in bytes.
         memory: u64,
+    },
+    /// Opens a link for a session that there is; answered by [`FromCoordinator::Resumed`] or
+    /// [`FromCoordinator::Refused`].
+    Resume {
+        /// The node's protocol version.
+        version: Version,
+        /// From [`FromCoordinator::Welcome`].
+        cluster: u64,
+        /// The node's slot.
+        node: NodeId,
+        /// Number of its membership.
+        epoch: u64,
     },
     /// A call of a process, with its raw bytes after it; answered by
     /// [`FromCoordinator::Answer`].
@@ -164,14 +179,18 @@ pub struct Debt {
 /// From the coordinator to a node daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromCoordinator {
-    /// The node is a member.
+    /// The node is a member: the session's first message.
     Welcome {
+        /// Tells the cluster from others, also from what this was before its state was lost.
+        cluster: u64,
         /// Its slot.
         node: NodeId,
         /// Number of this membership; messages of an older one are refused.
         epoch: u64,
     },
-    /// The node cannot be a member.
+    /// The session goes on.
+    Resumed,
+    /// The node cannot be a member, or is none any longer.
     Refused {
         /// Why, for a person.
         reason: String,

@@ -26,6 +26,7 @@ pub mod nodes;
 pub mod page;
 pub mod polling;
 pub mod release;
+pub mod session;
 
 pub use ids::{Extent, NodeId, Page, ProcessId, SegmentId};
 pub use nodes::NodeSet;

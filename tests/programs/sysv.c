@@ -10,7 +10,8 @@
  *   mode M              shmctl(IPC_SET)               children N  forks N that stay
  *   semaphore KEY       semget(IPC_CREAT)             change D    semop
  *   value               semctl(GETVAL)                lock D      semop with SEM_UNDO
- *   waiters             semctl(GETNCNT)               forget      semctl(IPC_RMID)
+ *   within D MS         semtimedop                    waiters     semctl(GETNCNT)
+ *   forget              semctl(IPC_RMID)
  *   queue KEY           msgget(IPC_CREAT)             send T      msgsnd of type T, without text
  *   queued              msgctl(IPC_STAT): messages    receive T   msgrcv, answers the type
  *                                                     drop        msgctl(IPC_RMID)
@@ -24,6 +25,7 @@
 #include <sys/prctl.h>
 #include <sys/sem.h>
 #include <sys/shm.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { PAGE = 4096, WORDS = PAGE / sizeof(long), LIFE = 200 /* seconds */ };
@@ -98,6 +100,12 @@ static long change(long delta, short flags)
     return semop(set, &(struct sembuf){.sem_op = (short)delta, .sem_flg = flags}, 1);
 }
 
+static long change_within(long delta, long milliseconds)
+{
+    struct timespec limit = {milliseconds / 1000, milliseconds % 1000 * 1000000};
+    return semtimedop(set, &(struct sembuf){.sem_op = (short)delta}, 1, &limit);
+}
+
 static long receive(long type)
 {
     return msgrcv(queue, &type, 0, type, 0) == -1 ? -1 : type;
@@ -156,6 +164,8 @@ static int obey(const char *verb, long first, long second)
         answer(change(first, 0));
     else if (strcmp(verb, "lock") == 0)
         answer(change(first, SEM_UNDO));
+    else if (strcmp(verb, "within") == 0)
+        answer(change_within(first, second));
     else if (strcmp(verb, "value") == 0)
         answer_value(semctl(set, 0, GETVAL));
     else if (strcmp(verb, "waiters") == 0)

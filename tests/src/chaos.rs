@@ -90,7 +90,7 @@ pub fn run(setup: &Setup) -> Report {
     let keys = if schedule.release { GUARDED_KEYS } else { "" };
     let directory = tempfile::Builder::new().prefix("migshm-chaos-").tempdir();
     let directory = directory.expect("/tmp can be written").keep();
-    let lab = Lab::of(nodes, options, keys);
+    let lab = Lab::of(nodes, options, &[("MIGSHM_RELEASE_KEYS", keys)]);
     let mut scene = Scene::new(&lab, setup, &directory);
     scene.perform(&schedule);
     let operations = scene.end();

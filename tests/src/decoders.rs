@@ -18,6 +18,7 @@ use migshm_protocol::codec::{self, FRAME_HEADER};
 use migshm_protocol::control::{FromCoordinator, ToCoordinator};
 use migshm_protocol::local::{FromNode, ToNode};
 use migshm_protocol::page::{PageRun, PeerHello, PeerMessage};
+use migshm_protocol::session::Header;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -117,8 +118,8 @@ fn local(bytes: &[u8]) {
 /// A frame between a node and the coordinator, in either direction, and what tools are sent beside
 /// an answer.
 fn control(bytes: &[u8]) {
-    decode::<ToCoordinator>(bytes);
-    decode::<FromCoordinator>(bytes);
+    decode::<(Header, ToCoordinator)>(bytes);
+    decode::<(Header, FromCoordinator)>(bytes);
     decode::<Part>(bytes);
     if let Some(header) = bytes.first_chunk::<FRAME_HEADER>() {
         let _ = codec::frame_length(*header);

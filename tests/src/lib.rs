@@ -216,7 +216,7 @@ impl Lab {
     /// If it does not start.
     #[must_use]
     pub fn with(nodes: usize, options: &[&str]) -> Lab {
-        Lab::of(nodes, options, "")
+        Lab::of(nodes, options, &[])
     }
 
     /// Starts a cluster in which segments with these keys have release consistency.
@@ -225,19 +225,28 @@ impl Lab {
     /// If it does not start.
     #[must_use]
     pub fn with_release_keys(nodes: usize, keys: &str) -> Lab {
-        Lab::of(nodes, &[], keys)
+        Lab::with_environment(nodes, &[("MIGSHM_RELEASE_KEYS", keys)])
     }
 
-    /// Both.
+    /// Starts a cluster whose daemons have these variables in their environment.
     ///
     /// # Panics
     /// If it does not start.
     #[must_use]
-    pub fn of(nodes: usize, options: &[&str], release_keys: &str) -> Lab {
+    pub fn with_environment(nodes: usize, variables: &[(&str, &str)]) -> Lab {
+        Lab::of(nodes, &[], variables)
+    }
+
+    /// Starts a cluster with these options of `migshm lab` and such variables.
+    ///
+    /// # Panics
+    /// If it does not start.
+    #[must_use]
+    pub fn of(nodes: usize, options: &[&str], variables: &[(&str, &str)]) -> Lab {
         let mut command = migshm()
             .args(["lab", "--nodes", &nodes.to_string()])
             .args(options)
-            .env("MIGSHM_RELEASE_KEYS", release_keys)
+            .envs(variables.iter().copied())
             .args(["--", "sh", "-c", "echo $MIGSHM_LAB; exec cat"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -1,6 +1,7 @@
 //! Processes under test: run to their end, or told what to do line by line.
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -163,6 +164,19 @@ impl Process {
             self.child.try_wait()
         );
         line.trim_end().to_owned()
+    }
+
+    /// Whether there is an answer, which [`Process::answer`] gives at once.
+    #[must_use]
+    pub fn has_answered(&self) -> bool {
+        let mut output = libc::pollfd {
+            fd: self.output.get_ref().as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one live entry; does not wait.
+        let ready = unsafe { libc::poll(&raw mut output, 1, 0) };
+        !self.output.buffer().is_empty() || ready == 1
     }
 
     /// Sends a line; returns the answer.

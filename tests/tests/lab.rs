@@ -89,14 +89,26 @@ fn programs_of_a_node_whose_daemon_ended_do_not_go_on_alone() {
 }
 
 #[test]
-fn a_lost_coordinator_fails_calls_and_says_so() {
+fn a_coordinator_without_its_state_fails_calls_and_the_node_says_so() {
     let lab = Lab::new(1);
     let mut process = lab.start(1, "sysv");
     process.obey("semaphore 1");
     lab.labctl(&["kill", "coordinator"]);
+    fs::remove_dir_all(lab.directory().join("state")).expect("the lab's state");
+    lab.labctl(&["start", "coordinator"]);
     assert_eq!(process.ask("value"), "ENOSYS");
     let log = fs::read_to_string(lab.directory().join("node1.log")).expect("the lab's log");
     assert!(log.contains("lost the coordinator"), "{log}");
+}
+
+#[test]
+fn patience_with_a_lost_coordinator_can_end() {
+    let lab = Lab::with_environment(1, &[("MIGSHM_PATIENCE", "1")]);
+    let mut process = lab.start(1, "sysv");
+    process.obey("semaphore 1");
+    lab.labctl(&["kill", "coordinator"]);
+    assert_eq!(process.ask("value"), "ENOSYS");
+    assert_eq!(lab.status(1)["coordinator"], "lost");
 }
 
 #[test]

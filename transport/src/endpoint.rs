@@ -85,8 +85,9 @@ impl Endpoint {
         let socket = UdpSocket::bind(address).map_err(unbound)?;
         tuning::enlarge_buffers(&socket);
         let runtime = Arc::new(quinn::TokioRuntime);
-        let socket = quinn::Endpoint::new(tuning::endpoint(), Some(server), socket, runtime)
-            .map_err(unbound)?;
+        let config = tuning::endpoint(identity.key.secret_der());
+        let socket =
+            quinn::Endpoint::new(config, Some(server), socket, runtime).map_err(unbound)?;
         Ok(Endpoint(Arc::new(Shared {
             peer: identity.peer().clone(),
             socket,

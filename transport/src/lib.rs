@@ -20,6 +20,7 @@
 //!
 //! Everything here may live on a single-threaded runtime or a multi-threaded one.
 
+mod carrier;
 mod endpoint;
 mod link;
 mod peer;
@@ -27,6 +28,7 @@ pub mod pki;
 mod renewal;
 mod tuning;
 
+pub use carrier::Carrier;
 pub use endpoint::{Endpoint, EndpointError, Incoming};
 pub use link::{Datagrams, Frame, FrameReceiver, FrameSender, Link, LinkError};
 pub use peer::{BadName, Peer};

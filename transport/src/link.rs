@@ -185,8 +185,30 @@ impl FrameSender {
     pub fn send<T: Serialize>(&self, message: &T, raw: &[u8]) {
         let mut frame = Vec::with_capacity(MESSAGE_ROOM + raw.len());
         match codec::encode_frame(message, raw, &mut frame) {
-            Ok(()) => self.push(frame),
+            Ok(()) => self.send_frame(frame.into()),
             Err(error) => self.unsendable(&error),
+        }
+    }
+
+    /// Sends a frame that is encoded already, like [`FrameSender::send`].
+    pub fn send_frame(&self, frame: Bytes) {
+        let mut out = self.0.out();
+        let idle = out.backlog.is_empty();
+        out.backlog_bytes += frame.len();
+        out.backlog.push_back(frame);
+        if !idle {
+            if out.backlog_bytes > MAX_BACKLOG {
+                out.clear();
+                self.0
+                    .connection
+                    .close(VIOLATION, b"the peer does not keep up");
+            }
+            return;
+        }
+        let mut no_wakeup = Context::from_waker(Waker::noop());
+        if out.poll_drain(&mut no_wakeup).is_pending() {
+            let shared = Arc::clone(&self.0);
+            tokio::spawn(async move { poll_fn(|cx| shared.out().poll_drain(cx)).await });
         }
     }
 
@@ -201,7 +223,7 @@ impl FrameSender {
         let encoded = codec::encode_frame(message, &[], &mut frame);
         append(&mut frame);
         match encoded.and_then(|()| codec::seal_frame(&mut frame)) {
-            Ok(()) => self.push(frame),
+            Ok(()) => self.send_frame(frame.into()),
             Err(error) => self.unsendable(&error),
         }
     }
@@ -244,27 +266,6 @@ impl FrameSender {
     #[must_use]
     pub fn round_trip(&self) -> std::time::Duration {
         self.0.connection.rtt()
-    }
-
-    fn push(&self, frame: Vec<u8>) {
-        let mut out = self.0.out();
-        let idle = out.backlog.is_empty();
-        out.backlog_bytes += frame.len();
-        out.backlog.push_back(Bytes::from(frame));
-        if !idle {
-            if out.backlog_bytes > MAX_BACKLOG {
-                out.clear();
-                self.0
-                    .connection
-                    .close(VIOLATION, b"the peer does not keep up");
-            }
-            return;
-        }
-        let mut no_wakeup = Context::from_waker(Waker::noop());
-        if out.poll_drain(&mut no_wakeup).is_pending() {
-            let shared = Arc::clone(&self.0);
-            tokio::spawn(async move { poll_fn(|cx| shared.out().poll_drain(cx)).await });
-        }
     }
 
     fn unsendable(&self, error: &CodecError) {

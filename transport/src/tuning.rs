@@ -13,6 +13,8 @@ use quinn::congestion::CubicConfig;
 use quinn::{
     AckFrequencyConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt,
 };
+use quinn_proto::HashedConnectionIdGenerator;
+use ring::hmac;
 
 /// Assumed round trip before the first measurement. It only times retransmissions of the
 /// handshake, three of these later at first and then backing off; a LAN's own 0.2 ms would
@@ -85,8 +87,20 @@ pub(crate) fn transport() -> Arc<TransportConfig> {
 }
 
 /// For the socket that all connections of an endpoint share.
-pub(crate) fn endpoint() -> EndpointConfig {
-    let mut config = EndpointConfig::default();
+///
+/// A daemon that is started again must be able to tell the peers of the former one that their links are
+/// gone (QUIC's stateless reset); they would wait for the idle timeout otherwise. So what that takes is
+/// made from what outlives the daemon, its `secret`.
+pub(crate) fn endpoint(secret: &[u8]) -> EndpointConfig {
+    let secret = hmac::Key::new(hmac::HMAC_SHA256, secret);
+    let reset_key = hmac::sign(&secret, b"migshm: stateless resets");
+    let reset_key = hmac::Key::new(hmac::HMAC_SHA256, reset_key.as_ref());
+    let own_ids = hmac::sign(&secret, b"migshm: connection ids");
+    let (own_ids, _) = own_ids.as_ref().split_first_chunk().expect("32 bytes");
+    let own_ids = u64::from_le_bytes(*own_ids);
+
+    let mut config = EndpointConfig::new(Arc::new(reset_key));
+    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(own_ids)));
     config
         .max_udp_payload_size(MAX_DATAGRAM)
         .expect("within QUIC's bounds");

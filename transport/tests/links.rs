@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use migshm_protocol::limits::MAX_REMOTE;
 use migshm_transport::pki;
-use migshm_transport::{Link, LinkError, Peer};
+use migshm_transport::{Endpoint, Identity, Link, LinkError, Peer};
 
 use support::{LOOPBACK, accept_all, attempt, cluster, endpoint, node, number, pair};
 
@@ -257,4 +257,39 @@ async fn a_link_without_a_peer_ends_in_silence() {
     let a = endpoint(pki.path(), &node("a"));
     let error = attempt(&a, nobody.local_addr().unwrap(), &Peer::Coordinator).await;
     assert_eq!(error.to_string(), "the peer does not answer");
+}
+
+#[tokio::test]
+async fn a_peer_that_was_started_again_says_that_it_does_not_know_the_link() {
+    let pki = cluster(&["a"]);
+    let a = endpoint(pki.path(), &node("a"));
+    let (tell, address) = tokio::sync::oneshot::channel();
+    let path = pki.path().to_owned();
+    let former = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let both = runtime.block_on(async {
+            let coordinator = endpoint(&path, &Peer::Coordinator);
+            tell.send(coordinator.local_address().unwrap()).unwrap();
+            let link = coordinator.accept().await.unwrap().link().await.unwrap();
+            (coordinator, link)
+        });
+        // Without the runtime it cannot say goodbye.
+        drop(runtime);
+        drop(both);
+    });
+    let address = address.await.unwrap();
+    let mut link = a.connect(address, &Peer::Coordinator).await.unwrap();
+    link.sender.send(&0u64, &[]);
+    tokio::task::spawn_blocking(|| former.join().unwrap())
+        .await
+        .unwrap();
+
+    let identity = Identity::load(pki.path(), &Peer::Coordinator).unwrap();
+    let _again = Endpoint::bind(address, &identity).unwrap();
+    link.sender.send(&0u64, &[]);
+    let error = link.receiver.next().await.unwrap_err();
+    assert_eq!(error, LinkError::Restarted);
 }

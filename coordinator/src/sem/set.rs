@@ -26,8 +26,8 @@ use migshm_protocol::call::{Errno, SemBuf};
 use migshm_protocol::control::{Debt, FromCoordinator, SetState};
 use migshm_protocol::limits::SEMVMX;
 use migshm_semaphores::SEMAPHORES_MAX;
-use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 use super::delegation::Delegation;
 use super::queue::{Queues, Waiter};
@@ -58,7 +58,7 @@ pub(crate) struct SemSet {
     /// Of the processes that last changed each semaphore.
     pids: Vec<i32>,
     queues: Queues,
-    undo: FxHashMap<ProcessKey, Undo>,
+    undo: BTreeMap<ProcessKey, Undo>,
     pub(crate) delegation: Delegation,
     /// How often its owner and mode have been set.
     pub(crate) access: u64,
@@ -78,7 +78,7 @@ impl SemSet {
             values: vec![0; size],
             pids: vec![0; size],
             queues: Queues::default(),
-            undo: FxHashMap::default(),
+            undo: BTreeMap::default(),
             delegation: Delegation::new(),
             access: 0,
         }

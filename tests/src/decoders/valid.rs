@@ -12,6 +12,7 @@ use migshm_protocol::page::{
     Access, Contents, DirectoryEntry, PageMessage, PageRun, PeerHello, PeerMessage,
 };
 use migshm_protocol::release::{ReleaseMessage, Sent};
+use migshm_protocol::session::Header;
 use migshm_protocol::{Extent, NodeId, Page, ProcessId, SegmentId, VERSION};
 use serde::Serialize;
 
@@ -114,11 +115,19 @@ pub(super) fn control() -> Vec<Vec<u8>> {
         address: member.address,
         memory: member.memory,
     };
+    let resume = ToCoordinator::Resume {
+        version: VERSION,
+        cluster: 77,
+        node: NodeId(1),
+        epoch: 5,
+    };
     let answers = [
         FromCoordinator::Welcome {
+            cluster: 77,
             node: NodeId(1),
             epoch: 5,
         },
+        FromCoordinator::Resumed,
         FromCoordinator::Refused {
             reason: "full".to_owned(),
         },
@@ -193,8 +202,13 @@ pub(super) fn control() -> Vec<Vec<u8>> {
         next: Some(1),
     };
     let messages = session().into_iter().map(|(_, _, message, _)| message);
-    let messages = messages.chain([join]).map(|message| encoded(&message, &[]));
-    let answers = answers.iter().map(|answer| encoded(answer, &[]));
+    let header = Header {
+        number: 1,
+        received: 2,
+    };
+    let messages = messages.chain([join, resume]);
+    let messages = messages.map(|message| encoded(&(header, message), &[]));
+    let answers = answers.iter().map(|answer| encoded(&(header, answer), &[]));
     messages
         .chain(answers)
         .chain([encoded(&part, &[])])

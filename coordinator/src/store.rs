@@ -1,0 +1,399 @@
+//! Where a coordinator's state outlives it: a directory with an embedded database (redb).
+//!
+//! The database has a snapshot of the state and what has happened since. A commit is a transaction: a
+//! coordinator that is killed at any moment leaves the state as it was before or after it. Unless
+//! [`Durability::Power`] is asked for, commits go to the kernel and not to the disk: they survive the
+//! coordinator, however it ends, but not the machine.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use migshm_protocol::VERSION;
+use redb::backends::FileBackend;
+use redb::{
+    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend,
+    TableDefinition, TableError,
+};
+
+use crate::replica::{Replica, Stored};
+
+/// Where what happens to a coordinator is stored.
+pub trait Store: Send {
+    /// Adds records, all or none. They are stored when this returns.
+    ///
+    /// # Errors
+    /// [`StoreError`]: it may not be used any more.
+    fn append(&mut self, records: &[Vec<u8>]) -> Result<(), StoreError>;
+
+    /// Has a snapshot take the place of all that is stored.
+    ///
+    /// # Errors
+    /// [`StoreError`]: it may not be used any more.
+    fn replace(&mut self, snapshot: &[u8]) -> Result<(), StoreError>;
+
+    /// Whether these take so long that nothing else may wait for them.
+    fn is_slow(&self) -> bool;
+}
+
+/// What commits survive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// The end of the coordinator's process.
+    #[default]
+    Process,
+    /// The end of the machine too: every commit waits for the disk.
+    Power,
+}
+
+impl FromStr for Durability {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Durability, &'static str> {
+        match text {
+            "process" => Ok(Durability::Process),
+            "power" => Ok(Durability::Power),
+            _ => Err("it is `process` or `power`"),
+        }
+    }
+}
+
+/// The state cannot be stored, or there is none that can be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The directory cannot be made or read.
+    #[error("cannot use state directory {path}: {cause}")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        cause: io::Error,
+    },
+    /// There is something else in it.
+    #[error(
+        "{path} is not the state directory of a coordinator: it contains {found:?}; name an empty or a new one"
+    )]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// What is in it.
+        found: String,
+    },
+    /// Another coordinator uses it.
+    #[error("state directory {path} is in use by another coordinator")]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Of another version.
+    #[error(
+        "the state in {path} is of format {found}, this coordinator's is {expected}; it is left as it is"
+    )]
+    Version {
+        /// The directory.
+        path: PathBuf,
+        /// What it says.
+        found: String,
+        /// What is understood.
+        expected: String,
+    },
+    /// Damaged.
+    #[error(
+        "the state in {path} is damaged: {reason}; it is left as it is (to begin anew without it, name another directory)"
+    )]
+    Damaged {
+        /// The directory.
+        path: PathBuf,
+        /// How that shows.
+        reason: String,
+    },
+    /// Writing failed.
+    #[error("cannot store the coordinator's state: {0}")]
+    Failed(String),
+}
+
+/// The database's file in the directory.
+const FILE: &str = "coordinator.redb";
+/// Its file while it is made.
+const NEW_FILE: &str = "coordinator.redb.new";
+/// Bytes of the database that are kept in memory.
+const CACHE: usize = 16 << 20;
+
+/// What the database is: name and version.
+const FORMAT: TableDefinition<&str, &str> = TableDefinition::new("format");
+const FORMAT_KEY: &str = "migshm coordinator";
+const SNAPSHOT: TableDefinition<(), &[u8]> = TableDefinition::new("snapshot");
+/// Records since the snapshot, numbered from 0.
+const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
+
+/// A state directory.
+pub struct Directory {
+    database: Database,
+    durability: Durability,
+    /// Records in the log.
+    records: u64,
+}
+
+impl Directory {
+    /// Opens the state in a directory, which is made if it does not exist, for a coordinator to go on with.
+    ///
+    /// # Errors
+    /// [`StoreError`]: what is there is left to whoever can mend it.
+    pub fn open(path: &Path, durability: Durability) -> Result<(Directory, Replica), StoreError> {
+        let in_directory = |cause| StoreError::Directory {
+            path: path.to_owned(),
+            cause,
+        };
+        fs::create_dir_all(path).map_err(in_directory)?;
+        let file = path.join(FILE);
+        if !file.try_exists().map_err(in_directory)? {
+            check_empty(path)?;
+            // Under another name until it is complete, as this may end at any moment.
+            let new = path.join(NEW_FILE);
+            create(path, &new, durability)?;
+            fs::rename(&new, &file).map_err(in_directory)?;
+            File::open(path)
+                .and_then(|d| d.sync_all())
+                .map_err(in_directory)?;
+        }
+        let (database, stored) = existing(path, &file, durability)?;
+        let records = stored.records.len() as u64;
+        let mut directory = Directory {
+            database,
+            durability,
+            records,
+        };
+        let replica = match Replica::recover(&stored) {
+            Ok(Some(replica)) => replica,
+            Ok(None) => {
+                let replica = Replica::of_new_cluster();
+                directory.replace(&replica.snapshot())?;
+                replica
+            }
+            Err(error) => return Err(damaged(path, &error)),
+        };
+        Ok((directory, replica))
+    }
+
+    fn commit(&mut self, snapshot: Option<&[u8]>, records: &[Vec<u8>]) -> Result<u64, redb::Error> {
+        let transaction = self.database.begin_write()?;
+        let mut next = self.records;
+        if let Some(snapshot) = snapshot {
+            transaction.open_table(SNAPSHOT)?.insert((), snapshot)?;
+            transaction.delete_table(LOG)?;
+            next = 0;
+        }
+        {
+            let mut log = transaction.open_table(LOG)?;
+            for record in records {
+                log.insert(next, record.as_slice())?;
+                next += 1;
+            }
+        }
+        transaction.commit()?;
+        Ok(next)
+    }
+}
+
+impl Store for Directory {
+    fn append(&mut self, records: &[Vec<u8>]) -> Result<(), StoreError> {
+        self.records = self.commit(None, records).map_err(failed)?;
+        Ok(())
+    }
+
+    fn replace(&mut self, snapshot: &[u8]) -> Result<(), StoreError> {
+        self.records = self.commit(Some(snapshot), &[]).map_err(failed)?;
+        Ok(())
+    }
+
+    fn is_slow(&self) -> bool {
+        self.durability == Durability::Power
+    }
+}
+
+/// A file to which a commit is as durable as asked for.
+#[derive(Debug)]
+struct Backend {
+    file: FileBackend,
+    durability: Durability,
+}
+
+impl Backend {
+    /// Locks the file.
+    fn new(file: File, durability: Durability) -> Result<Backend, DatabaseError> {
+        let file = FileBackend::new(file)?;
+        Ok(Backend { file, durability })
+    }
+}
+
+impl StorageBackend for Backend {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        match self.durability {
+            Durability::Process => Ok(()),
+            Durability::Power => self.file.sync_data(),
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file.write(offset, data)
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.file.close()
+    }
+}
+
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE);
+    builder
+}
+
+/// Makes an empty database.
+fn create(path: &Path, file: &Path, durability: Durability) -> Result<(), StoreError> {
+    let options = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(file);
+    let made = options.map_err(redb::Error::from).and_then(|open| {
+        let database = builder().create_with_backend(Backend::new(open, durability)?)?;
+        let transaction = database.begin_write()?;
+        transaction
+            .open_table(FORMAT)?
+            .insert(FORMAT_KEY, version().as_str())?;
+        transaction.open_table(LOG)?;
+        transaction.commit()?;
+        Ok(())
+    });
+    made.map_err(|error| StoreError::Directory {
+        path: path.to_owned(),
+        cause: io::Error::other(error),
+    })
+}
+
+/// A directory without state must be empty: what is in it is somebody else's.
+fn check_empty(path: &Path) -> Result<(), StoreError> {
+    let in_directory = |cause| StoreError::Directory {
+        path: path.to_owned(),
+        cause,
+    };
+    for entry in fs::read_dir(path).map_err(in_directory)? {
+        let found = entry.map_err(in_directory)?.file_name();
+        if found != NEW_FILE {
+            return Err(StoreError::Foreign {
+                path: path.to_owned(),
+                found: found.to_string_lossy().into_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Opens a database and reads all of it.
+fn existing(
+    path: &Path,
+    file: &Path,
+    durability: Durability,
+) -> Result<(Database, Stored), StoreError> {
+    let foreign = || StoreError::Foreign {
+        path: path.to_owned(),
+        found: FILE.to_owned(),
+    };
+    let in_directory = |cause| StoreError::Directory {
+        path: path.to_owned(),
+        cause,
+    };
+    let mut open = File::options()
+        .read(true)
+        .write(true)
+        .open(file)
+        .map_err(in_directory)?;
+    let mut magic = [0; MAGIC.len()];
+    if open.read_exact(&mut magic).is_err() || magic != MAGIC {
+        return Err(foreign());
+    }
+    let read = || -> Result<_, redb::Error> {
+        let mut database = builder().create_with_backend(Backend::new(open, durability)?)?;
+        database.check_integrity()?;
+        let transaction = database.begin_read()?;
+        let format = match transaction.open_table(FORMAT) {
+            Ok(table) => table.get(FORMAT_KEY)?.map(|found| found.value().to_owned()),
+            Err(TableError::TableDoesNotExist(_)) => None,
+            Err(error) => return Err(error.into()),
+        };
+        if format.as_ref() != Some(&version()) {
+            return Ok((database, format, Stored::default()));
+        }
+        let snapshot = match transaction.open_table(SNAPSHOT) {
+            Ok(table) => table.get(())?.map(|found| found.value().to_owned()),
+            Err(TableError::TableDoesNotExist(_)) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let mut records = Vec::new();
+        for entry in transaction.open_table(LOG)?.iter()? {
+            records.push(entry?.1.value().to_owned());
+        }
+        drop(transaction);
+        Ok((database, format, Stored { snapshot, records }))
+    };
+    // The database's code takes some damage for its own fault.
+    let read = catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| {
+        let reason = panic.downcast_ref::<&str>().copied();
+        let reason = reason.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        Err(redb::Error::Corrupted(
+            reason.unwrap_or("no reason given").to_owned(),
+        ))
+    });
+    let (database, format, stored) = read.map_err(|error| match error {
+        redb::Error::DatabaseAlreadyOpen => StoreError::InUse {
+            path: path.to_owned(),
+        },
+        redb::Error::Io(cause) if cause.raw_os_error().is_some() => in_directory(cause),
+        error => damaged(path, &error),
+    })?;
+    match format {
+        None => Err(foreign()),
+        Some(found) if found != version() => Err(StoreError::Version {
+            path: path.to_owned(),
+            found,
+            expected: version(),
+        }),
+        Some(_) => Ok((database, stored)),
+    }
+}
+
+/// What is stored is not the state of a coordinator.
+fn damaged(path: &Path, reason: &dyn std::error::Error) -> StoreError {
+    StoreError::Damaged {
+        path: path.to_owned(),
+        reason: reason.to_string(),
+    }
+}
+
+fn failed(error: redb::Error) -> StoreError {
+    StoreError::Failed(error.to_string())
+}
+
+/// Of what is stored: messages are, as they are on the wire.
+fn version() -> String {
+    format!("1, with messages of version {}", VERSION.major)
+}
+
+/// A redb database's first bytes.
+const MAGIC: [u8; 9] = *b"redb\x1a\n\xa9\r\n";
