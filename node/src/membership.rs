@@ -89,7 +89,7 @@ pub async fn join(config: &Config, coordinator: &str, budget: u64) -> Result<Joi
     let pki = config.pki.as_ref().ok_or(Error::NoPki)?;
     let identity = Identity::load(pki, &Peer::node(&config.name)?)?;
     let endpoint = Endpoint::bind(config.listen, &identity)?;
-    spawn_local(migshm_transport::follow(endpoint.clone(), pki.clone())?);
+    tokio::task::spawn_local(migshm_transport::follow(endpoint.clone(), pki.clone())?);
     let unresolved = |cause| Error::Resolve {
         coordinator: coordinator.to_owned(),
         cause,

@@ -35,7 +35,7 @@ pub use nodes::NodeSet;
 ///
 /// Peers whose major versions differ refuse each other; a minor version only adds what an
 /// older peer never sends.
-pub const VERSION: Version = Version { major: 3, minor: 0 };
+pub const VERSION: Version = Version { major: 4, minor: 0 };
 
 /// A protocol version, compared in the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -10,7 +10,7 @@ use crate::call::{Call, Errno, Outcome};
 use crate::ids::NodeId;
 
 /// Version of this link; both sides ship together, so any difference is refused.
-pub const LOCAL_VERSION: u32 = 7;
+pub const LOCAL_VERSION: u32 = 8;
 
 /// File name of the daemon's socket in its runtime directory.
 pub const SOCKET: &str = "node.sock";
