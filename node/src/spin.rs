@@ -1,11 +1,11 @@
 //! When the daemon looks for news instead of sleeping.
 //!
-//! While something is expected soon (the answer to a fault that a thread of this node waits for; the
-//! next request of a node that has just been answered; the next call of a process that has) the
-//! daemon polls where that pays ([`migshm_protocol::polling`]), and, but for calls, only on a machine that has
+//! While something is expected soon of other nodes (the answer to a fault that a thread of this node waits for; the
+//! next request of a node that has just been answered) the
+//! daemon polls where that pays ([`migshm_protocol::polling`]), and only on a machine that has
 //! more than one core and a core for everything that runs: who waits for an answer polls on the core
 //! that its thread has left. (A `sched_yield(2)` between two looks made faults slower than sleeping
-//! does.)
+//! does.) For the next call of a process its connection's task polls.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -18,9 +18,6 @@ use tokio::sync::Notify;
 
 /// Nanoseconds of polling at most, for what other nodes send.
 const OF_NODES: Time = 200_000;
-/// Nanoseconds of polling at most for a process's next call: what a wake-up of a processor would
-/// take.
-const OF_CALLS: Time = 20_000;
 /// Nanoseconds for which it is taken to be true that there are idle cores: this daemon may run before
 /// everything else on its core, another daemon that has to be waited for included.
 const LOOK_INTERVAL: Time = 20_000;
@@ -32,15 +29,10 @@ pub struct Spin {
     answers: Expected,
     /// The request after an answer.
     requests: Expected,
-    /// The time until which some process's next call is polled for.
-    calls_until: Time,
     cores: Cores,
     /// There is something to poll for.
     pub begun: Rc<Notify>,
 }
-
-/// Of one process: its calls.
-pub type Calls = Expected;
 
 impl Spin {
     /// A thread waits for another node's answer.
@@ -65,20 +57,6 @@ impl Spin {
         self.requests.came(now, OF_NODES);
     }
 
-    /// A process has called, and has been answered or waits.
-    pub fn expect_call(&mut self, calls: &mut Calls, now: Time) {
-        calls.expect(now, OF_CALLS);
-        if calls.is_near(now, OF_CALLS) {
-            self.calls_until = now + OF_CALLS;
-            self.begun.notify_one();
-        }
-    }
-
-    /// A process calls.
-    pub fn note_call(&self, calls: &mut Calls, now: Time) {
-        calls.came(now, OF_CALLS);
-    }
-
     fn begin(&mut self, now: Time) {
         if self.is_worthwhile(now) {
             self.begun.notify_one();
@@ -87,9 +65,8 @@ impl Spin {
 
     /// Whether to go on.
     pub fn is_worthwhile(&mut self, now: Time) -> bool {
-        now < self.calls_until
-            || (self.answers.is_near(now, OF_NODES) || self.requests.is_near(now, OF_NODES))
-                && self.cores.are_idle(now)
+        (self.answers.is_near(now, OF_NODES) || self.requests.is_near(now, OF_NODES))
+            && self.cores.are_idle(now)
     }
 }
 

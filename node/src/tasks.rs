@@ -1,14 +1,18 @@
 //! What the daemon waits for: one task each, all on the daemon's thread. A task never holds the
 //! node across a wait.
 
+use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::pin::pin;
 use std::rc::{Rc, Weak};
-use std::time::Duration;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use migshm_protocol::codec::CodecError;
 use migshm_protocol::control::Member;
 use migshm_protocol::page::{PeerHello, PeerMessage};
+use migshm_protocol::polling::Polling;
 use migshm_protocol::{NodeId, VERSION};
 use migshm_transport::{Endpoint, FrameReceiver, Incoming, Link, LinkError, Peer};
 use tokio::io::Interest;
@@ -20,13 +24,15 @@ use crate::exits::Exits;
 use crate::local::Socket;
 use crate::memory::SpaceId;
 use crate::pages::now;
-use crate::spin::Calls;
 use crate::uffd::Uffd;
 
 /// How often address spaces that the kernel does not report the end of are looked at.
 const PROBE_INTERVAL: Duration = Duration::from_millis(50);
 /// How often the lease on delegated semaphore sets is extended.
 const LEASE_INTERVAL: Duration = Duration::from_millis(500);
+/// For how long the daemon stays awake for the next message of a process that has just called, if
+/// such have come of late: what a wake-up of a processor would take.
+const POLLED: Duration = Duration::from_micros(20);
 /// Messages of one process after which others have a turn.
 const FAIR_SHARE: u64 = 16;
 /// Between attempts to reach a member that does not answer.
@@ -88,7 +94,8 @@ pub async fn accept_local(node: Shared, listener: Rc<AsyncFd<Socket>>) -> io::Re
 }
 
 async fn serve_connection(node: Shared, id: ConnectionId, socket: Rc<AsyncFd<Socket>>) {
-    let mut calls = Calls::default();
+    // Whether it is worth while to stay awake for the process's next message.
+    let mut polling = Polling::default();
     let mut has_called = false;
     for turn in 1u64.. {
         if turn.is_multiple_of(FAIR_SHARE) {
@@ -99,15 +106,11 @@ async fn serve_connection(node: Shared, id: ConnectionId, socket: Rc<AsyncFd<Soc
         };
         let result = node.borrow_mut().on_readable(id);
         match result {
-            Ok(()) if has_called => {}
-            Ok(()) => {
-                has_called = true;
-                node.borrow().spin.note_call(&mut calls, now());
-            }
+            Ok(()) => has_called = true,
             Err(error) if is_later(&error) => {
                 ready.clear_ready();
-                if std::mem::take(&mut has_called) {
-                    node.borrow_mut().spin.expect_call(&mut calls, now());
+                if std::mem::take(&mut has_called) && polling.is_due() {
+                    polling.note(poll_readable(&socket).await);
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
@@ -118,6 +121,19 @@ async fn serve_connection(node: Shared, id: ConnectionId, socket: Rc<AsyncFd<Soc
         }
     }
     node.borrow_mut().on_disconnect(id);
+}
+
+/// Looks for a message for a while without sleeping; whether one came. Everything else goes on.
+async fn poll_readable(socket: &AsyncFd<Socket>) -> bool {
+    let start = Instant::now();
+    let mut readable = pin!(socket.readable());
+    loop {
+        let is_readable = poll_fn(|cx| Poll::Ready(readable.as_mut().poll(cx).is_ready())).await;
+        if is_readable || start.elapsed() > POLLED {
+            return is_readable;
+        }
+        tokio::task::yield_now().await;
+    }
 }
 
 /// Watches an address space's userfaultfd, if it has one.
