@@ -38,7 +38,7 @@ mod sem;
 pub mod server;
 mod shm;
 
-use migshm_protocol::NodeId;
+use migshm_protocol::{Extent, NodeId};
 use migshm_protocol::call::{Answer, Attachment, Call, Caller, Consistency, Errno, Outcome};
 use migshm_protocol::control::{FromCoordinator, Placement, ToCoordinator};
 use serde::{Deserialize, Serialize};
@@ -77,6 +77,8 @@ pub struct Core {
     accounts: Accounts,
     notices: Notices,
     rules: Rules,
+    /// Who asks for which homes, and is answered when the members have flushed.
+    asking: Vec<(NodeId, Extent)>,
     protocol_errors: u64,
 }
 
@@ -121,6 +123,7 @@ impl Core {
             accounts: Accounts::default(),
             notices: Notices::default(),
             rules: Rules::default(),
+            asking: Vec::new(),
             protocol_errors: 0,
         }
     }
@@ -179,8 +182,32 @@ impl Core {
             self.catch_up(now, set, out);
         }
         self.notices.precede_answers(out, start);
+        let view = self.members.view();
         let left = self.members.nodes();
-        out.extend(left.map(|to| Output::new(to, FromCoordinator::Left { node })));
+        out.extend(left.map(|to| Output::new(to, FromCoordinator::Left { node, view })));
+        self.asking.retain(|(asker, _)| *asker != node);
+        self.name_homes(now, out);
+    }
+
+    /// Answers who asks for homes, once what the members have said of them is all that there is.
+    fn name_homes(&mut self, now: i64, out: &mut Vec<Output>) {
+        if !self.members.is_flushed() {
+            return;
+        }
+        for (asker, extent) in std::mem::take(&mut self.asking) {
+            let (Objects { segments, .. }, mut cx) = self.split(now, out);
+            let (home, orphaned) = segments.find_home(extent, asker, &mut cx).unzip();
+            let is = |orphaned| FromCoordinator::HomeIs {
+                extent,
+                home,
+                orphaned,
+            };
+            // The new home must not learn of it from others first.
+            if let (Some(home), Some(true)) = (home, orphaned) {
+                out.push(Output::new(home, is(true)));
+            }
+            out.push(Output::new(asker, is(false)));
+        }
     }
 
     /// The semaphore sets that are delegated to a node. What its processes have done to them since
@@ -294,9 +321,13 @@ impl Core {
                 segments.sharing(from, segment, &mut cx)
             }
             ToCoordinator::FindHome { extent } => {
-                let (Objects { segments, .. }, mut cx) = self.split(now, out);
-                let home = segments.find_home(extent, from, &mut cx);
-                out.push(Output::new(from, FromCoordinator::HomeIs { extent, home }));
+                self.asking.push((from, extent));
+                self.name_homes(now, out);
+                true
+            }
+            ToCoordinator::Flushed { view } => {
+                self.members.flushed(from, view);
+                self.name_homes(now, out);
                 true
             }
             ToCoordinator::FindSegment { segment } => {
@@ -519,7 +550,9 @@ impl Core {
             };
             out.extend(others.map(joined));
         }
-        out.push(Output::new(newcomer, FromCoordinator::Members { members }));
+        let view = self.members.view();
+        let members = FromCoordinator::Members { members, view };
+        out.push(Output::new(newcomer, members));
     }
 }
 

@@ -27,7 +27,9 @@ fn home(cluster: &mut Cluster, asker: NodeId, segment: SegmentId, index: u32) ->
     let extent = Extent { segment, index };
     cluster.send(asker, ToCoordinator::FindHome { extent });
     match cluster.told(asker).pop() {
-        Some(FromCoordinator::HomeIs { extent: of, home }) if of == extent => home,
+        Some(FromCoordinator::HomeIs {
+            extent: of, home, ..
+        }) if of == extent => home,
         other => panic!("not an answer to FindHome: {other:?}"),
     }
 }
@@ -42,7 +44,7 @@ mod membership {
         let b = cluster.join("b", MIB);
         let told_of = |cluster: &mut Cluster, node| {
             let names = |news| match news {
-                FromCoordinator::Members { members } => members,
+                FromCoordinator::Members { members, .. } => members,
                 FromCoordinator::Joined { member } => vec![member],
                 other => panic!("not of a member: {other:?}"),
             };
@@ -58,7 +60,8 @@ mod membership {
         assert_eq!(told_of(&mut cluster, b), [vec![first, second]]);
         cluster.leave(a);
         assert_eq!(cluster.told(a), []);
-        assert_eq!(cluster.told(b), [FromCoordinator::Left { node: a }]);
+        let view = 3;
+        assert_eq!(cluster.told(b), [FromCoordinator::Left { node: a, view }]);
     }
 
     #[test]

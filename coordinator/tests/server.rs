@@ -76,7 +76,7 @@ async fn hear(link: &mut Link) -> FromCoordinator {
 
 async fn members(link: &mut Link) -> Vec<String> {
     match hear(link).await {
-        FromCoordinator::Members { members } => members.into_iter().map(|m| m.name).collect(),
+        FromCoordinator::Members { members, .. } => members.into_iter().map(|m| m.name).collect(),
         other => panic!("{other:?} instead of the members"),
     }
 }
@@ -138,7 +138,8 @@ async fn members_hear_of_each_other_and_their_calls_are_answered() {
     assert_eq!(ids[0], ids[1]);
 
     drop(b);
-    assert_eq!(hear(&mut a).await, FromCoordinator::Left { node });
+    let left = hear(&mut a).await;
+    assert!(matches!(left, FromCoordinator::Left { node: of, .. } if of == node));
 }
 
 #[tokio::test]
@@ -198,7 +199,8 @@ async fn garbage_ends_its_own_link_only() {
         error.starts_with("the peer closed the link: malformed message"),
         "{error}"
     );
-    assert_eq!(hear(&mut a).await, FromCoordinator::Left { node });
+    let left = hear(&mut a).await;
+    assert!(matches!(left, FromCoordinator::Left { node: of, .. } if of == node));
 
     let mut hasty = cluster.connect(&Peer::node("b").unwrap()).await;
     hasty.sender.send(&semget(), &[]);

@@ -29,7 +29,7 @@ use migshm_protocol::control::{FromCoordinator, Member, Placement, ToCoordinator
 use migshm_protocol::ids::PAGE_SIZE;
 use migshm_protocol::local::Pieces;
 use migshm_protocol::page::PeerMessage;
-use migshm_protocol::{NodeId, ProcessId, SegmentId};
+use migshm_protocol::{Extent, NodeId, ProcessId, SegmentId};
 use migshm_transport::{Endpoint, FrameSender};
 use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::io::unix::AsyncFd;
@@ -104,6 +104,10 @@ pub struct Node {
     pub(crate) mapping: FxHashMap<AttachId, Attaching>,
     /// Messages about segments whose memory is not here, until the coordinator has told.
     pub(crate) unknown: FxHashMap<SegmentId, Vec<(NodeId, PeerMessage, Bytes)>>,
+    /// What must not pass those.
+    pub(crate) behind: FxHashMap<NodeId, Vec<(PeerMessage, Bytes)>>,
+    /// Extents that this node is to adopt, whose segments' memory is not here.
+    pub(crate) orphans: Vec<Extent>,
     /// Segments that are tracked as soon as attaches under way are mapped.
     pub(crate) arming: FxHashSet<SegmentId>,
     /// Granted attaches by processes that may only read, of segments that have to be tracked first:
@@ -294,6 +298,8 @@ impl Node {
                 spaces: FxHashMap::default(),
                 mapping: FxHashMap::default(),
                 unknown: FxHashMap::default(),
+                behind: FxHashMap::default(),
+                orphans: Vec::new(),
                 arming: FxHashSet::default(),
                 held: FxHashMap::default(),
                 turns: Turns::default(),
@@ -397,7 +403,11 @@ impl Node {
                 self.arming.insert(segment);
                 self.try_arm(segment);
             }
-            FromCoordinator::HomeIs { extent, home } => self.on_home(extent, home),
+            FromCoordinator::HomeIs {
+                extent,
+                home,
+                orphaned,
+            } => self.on_home(extent, home, orphaned),
             FromCoordinator::MoveHome { extent, to } => self.move_home(extent, to),
             FromCoordinator::SegmentIs {
                 segment,
@@ -412,13 +422,14 @@ impl Node {
                 requests,
             } => self.on_account(number, segment, from, requests),
             FromCoordinator::Destroyed { segment } => self.on_destroyed(segment),
-            FromCoordinator::Members { members } => {
+            FromCoordinator::Members { members, view } => {
+                self.engine.join_view(view);
                 members
                     .into_iter()
                     .for_each(|member| self.on_joined(member));
             }
             FromCoordinator::Joined { member } => self.on_joined(member),
-            FromCoordinator::Left { node } => self.on_left(node),
+            FromCoordinator::Left { node, view } => self.on_left(node, view),
             FromCoordinator::Welcome { .. } | FromCoordinator::Refused { .. } => {
                 tracing::warn!("unexpected message from the coordinator");
             }

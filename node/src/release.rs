@@ -52,6 +52,7 @@ fn passes(message: &ToCoordinator) -> bool {
         message,
         ToCoordinator::Query { .. }
             | ToCoordinator::FindHome { .. }
+            | ToCoordinator::Flushed { .. }
             | ToCoordinator::FindSegment { .. }
             | ToCoordinator::ProposeHome { .. }
             | ToCoordinator::HomeMoved { .. }

@@ -371,10 +371,8 @@ async fn hear_peer(node: Shared, link: Link) {
             return;
         }
     };
-    let number = {
-        let mut node = node.borrow_mut();
-        node.on_link(from, sender.clone())
-    };
+    let linked = node.borrow_mut().on_link(from, sender.clone());
+    let Some(number) = linked else { return };
     loop {
         let frame = match receiver.next().await {
             Ok(frame) => frame,
@@ -384,7 +382,15 @@ async fn hear_peer(node: Shared, link: Link) {
             }
         };
         match frame.split::<PeerMessage>() {
-            Ok((message, raw)) => node.borrow_mut().on_peer(from, message, raw),
+            Ok((message, raw)) => {
+                let mut node = node.borrow_mut();
+                if !node.is_linked(from, number) {
+                    // Its membership has ended, or it has linked anew.
+                    sender.close("outdated");
+                    return;
+                }
+                node.on_peer(from, message, raw);
+            }
             Err(error) => {
                 tracing::error!(peer = %from, %error, "a node sent garbage");
                 sender.close("malformed message");
