@@ -26,6 +26,7 @@
 #![forbid(unsafe_code)]
 
 mod accounts;
+mod complaints;
 mod ids;
 mod members;
 mod msg;
@@ -48,6 +49,7 @@ pub use members::JoinError;
 pub use rules::Rules;
 
 use accounts::Accounts;
+use complaints::Complaints;
 use members::Members;
 use msg::MsgQueues;
 use notices::Notices;
@@ -79,6 +81,7 @@ pub struct Core {
     rules: Rules,
     /// Who asks for which homes, and is answered when the members have flushed.
     asking: Vec<(NodeId, Extent)>,
+    complaints: Complaints,
     protocol_errors: u64,
 }
 
@@ -124,6 +127,7 @@ impl Core {
             notices: Notices::default(),
             rules: Rules::default(),
             asking: Vec::new(),
+            complaints: Complaints::default(),
             protocol_errors: 0,
         }
     }
@@ -186,6 +190,7 @@ impl Core {
         let left = self.members.nodes();
         out.extend(left.map(|to| Output::new(to, FromCoordinator::Left { node, view })));
         self.asking.retain(|(asker, _)| *asker != node);
+        self.complaints.forget(node);
         self.name_homes(now, out);
     }
 
@@ -215,6 +220,14 @@ impl Core {
     #[must_use]
     pub fn delegated_to(&self, node: NodeId) -> Vec<i32> {
         self.sets.delegated_to(node)
+    }
+
+    /// A member that has to [leave](Core::leave), as it and another one cannot reach each other.
+    /// `silence` says for how many milliseconds nothing was heard of a member.
+    #[must_use]
+    pub fn condemned(&self, silence: impl Fn(NodeId) -> u64) -> Option<NodeId> {
+        let epoch = |node| self.members.epoch(node).unwrap_or(0);
+        self.complaints.judge(silence, epoch)
     }
 
     /// A message from a node, with the raw bytes that follow it; `now` is in seconds since the
@@ -323,6 +336,12 @@ impl Core {
             ToCoordinator::FindHome { extent } => {
                 self.asking.push((from, extent));
                 self.name_homes(now, out);
+                true
+            }
+            ToCoordinator::Unreachable { node, epoch } => {
+                if node != from && self.members.epoch(node) == Some(epoch) {
+                    self.complaints.note(from, node);
+                }
                 true
             }
             ToCoordinator::Flushed { view } => {

@@ -123,6 +123,11 @@ impl Members {
         self.membership(node).is_some()
     }
 
+    /// The epoch of a member.
+    pub(crate) fn epoch(&self, node: NodeId) -> Option<u64> {
+        self.membership(node).map(|m| m.epoch)
+    }
+
     pub(crate) fn list(&self) -> Vec<Member> {
         let member = |(slot, Slot { name, membership }): (usize, &Slot)| {
             let &Membership {

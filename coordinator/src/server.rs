@@ -171,6 +171,7 @@ impl Server {
             }
             core.handle(now(), membership.node, message, raw, out);
             state.flush();
+            state.part_condemned();
         }
     }
 
@@ -218,6 +219,22 @@ impl State {
             .close("another link of the node took its place");
         let delegated = !self.core.delegated_to(node).is_empty();
         delegated.then(|| member.heard + LEASE)
+    }
+
+    /// Ends the links of members that have to go; their memberships end with them.
+    fn part_condemned(&self) {
+        let silence = |node: NodeId| {
+            let member = self.links.get(&node);
+            let silence = member.map_or(Duration::ZERO, |member| member.heard.elapsed());
+            u64::try_from(silence.as_millis()).unwrap_or(u64::MAX)
+        };
+        if let Some(member) = self
+            .core
+            .condemned(silence)
+            .and_then(|node| self.links.get(&node))
+        {
+            member.sender.close("another member cannot reach it");
+        }
     }
 
     /// Ends the membership of a node that has come back.

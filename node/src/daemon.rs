@@ -37,6 +37,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use crate::cached::Cached;
+use crate::delegation::LEASE;
 use crate::exits::{Confirmations, Exits};
 use crate::local::{Sender, Socket};
 use crate::memory::{AttachId, Memory, SpaceId, View};
@@ -119,6 +120,8 @@ pub struct Node {
     pub(crate) unmapped: u64,
     /// Semaphore sets that are delegated to this node.
     pub(crate) sets: Sets,
+    /// Until when processes may use shared pages, in milliseconds of `CLOCK_BOOTTIME`, in a cluster.
+    pub(crate) lease: u64,
     /// A set was delegated: somebody has to extend the lease.
     pub(crate) delegated: Rc<Notify>,
     /// Requests that the coordinator has not answered.
@@ -305,6 +308,7 @@ impl Node {
                 turns: Turns::default(),
                 unmapped: 0,
                 sets: Sets::default(),
+                lease: boottime() + LEASE,
                 delegated: Rc::new(Notify::new()),
                 pending: FxHashMap::default(),
                 cached: Cached::default(),
@@ -440,12 +444,15 @@ impl Node {
     pub(crate) fn on_coordinator_lost(&mut self) {
         tracing::error!(
             node = self.name,
-            "lost the coordinator; System V calls now fail with ENOSYS"
+            "lost the coordinator; System V calls now fail with ENOSYS, shared pages raise SIGBUS"
         );
         for set in self.sets.delegated() {
             self.sets.remove(set);
         }
         self.coordinator = Coordinator::Lost;
+        if self.endpoint.is_some() {
+            self.memory.condemn();
+        }
         let ends = self.confirmations.ends();
         let ids: Vec<u64> = self.pending.keys().copied().chain(ends).collect();
         for id in ids {

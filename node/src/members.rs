@@ -12,7 +12,7 @@ use migshm_protocol::control::{Member, ToCoordinator};
 use migshm_protocol::ids::EXTENT_PAGES;
 use migshm_protocol::page::{PageMessage, PageRun, PeerMessage};
 use migshm_protocol::{Extent, NodeId};
-use migshm_transport::FrameSender;
+use migshm_transport::{FrameSender, LinkError};
 
 use crate::daemon::{Node, Peer};
 use crate::tasks;
@@ -63,11 +63,16 @@ impl Node {
     pub(crate) fn on_link(&mut self, peer: NodeId, link: FrameSender) -> Option<u64> {
         let number = self.next_id();
         let entry = self.peers.get_mut(&peer)?;
+        // What was on its way on an earlier link is lost.
+        let is_next = entry.number != 0;
         for (message, bytes) in entry.backlog.drain(..) {
             link.send(&message, &bytes);
         }
         entry.link = Some(link);
         entry.number = number;
+        if is_next {
+            self.on_unreachable(peer);
+        }
         Some(number)
     }
 
@@ -76,10 +81,24 @@ impl Node {
         self.peers.get(&peer).is_some_and(|p| p.number == number)
     }
 
-    /// A link to a member is gone, perhaps after the next one stood.
-    pub(crate) fn on_link_lost(&mut self, peer: NodeId, number: u64) {
-        if let Some(entry) = self.peers.get_mut(&peer).filter(|p| p.number == number) {
-            entry.link = None;
+    /// A link to a member is gone, and maybe what was on its way; perhaps after the next one stood.
+    pub(crate) fn on_link_lost(&mut self, peer: NodeId, number: u64, error: &LinkError) {
+        let Some(entry) = self.peers.get_mut(&peer).filter(|p| p.number == number) else {
+            return;
+        };
+        entry.link = None;
+        // One that was closed may be that of a node that has ended, which the coordinator will say.
+        if matches!(error, LinkError::Silent) {
+            self.on_unreachable(peer);
+        }
+    }
+
+    /// A member cannot be reached: the coordinator has to decide who stays.
+    pub(crate) fn on_unreachable(&mut self, node: NodeId) {
+        if let Some(member) = self.members.iter().find(|member| member.node == node) {
+            let epoch = member.epoch;
+            self.tell(ToCoordinator::Unreachable { node, epoch }, &[]);
+            self.settle();
         }
     }
 

@@ -351,6 +351,14 @@ impl Node {
             return self.memory.spaces.poison_at(space, address);
         };
         self.counters.faults += 1;
+        let waiter = Waiter {
+            space,
+            address,
+            view,
+        };
+        if self.memory.stops(page, waiter) {
+            return;
+        }
         if let View::Replica(user) = view {
             return self.on_reader(page, user, space, address);
         }
@@ -366,14 +374,7 @@ impl Node {
                     self.memory.retry(page, space, address, access);
                 }
             }
-            _ => {
-                let waiter = Waiter {
-                    space,
-                    address,
-                    view,
-                };
-                self.request(page, waiter, wanted);
-            }
+            _ => self.request(page, waiter, wanted),
         }
     }
 

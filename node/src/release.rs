@@ -53,6 +53,7 @@ fn passes(message: &ToCoordinator) -> bool {
         ToCoordinator::Query { .. }
             | ToCoordinator::FindHome { .. }
             | ToCoordinator::Flushed { .. }
+            | ToCoordinator::Unreachable { .. }
             | ToCoordinator::FindSegment { .. }
             | ToCoordinator::ProposeHome { .. }
             | ToCoordinator::HomeMoved { .. }

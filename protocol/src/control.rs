@@ -133,6 +133,13 @@ pub enum ToCoordinator {
         /// Echoed in the answer.
         number: u64,
     },
+    /// The sender has lost the link to a member, and maybe what was said on it: one of both has to go.
+    Unreachable {
+        /// The member.
+        node: NodeId,
+        /// Its epoch.
+        epoch: u64,
+    },
     /// What [`FromCoordinator::Account`] asked for follows as raw bytes: an encoded
     /// [`crate::accesses::Part`].
     Account {
