@@ -39,9 +39,9 @@ mod sem;
 pub mod server;
 mod shm;
 
-use migshm_protocol::{Extent, NodeId};
 use migshm_protocol::call::{Answer, Attachment, Call, Caller, Consistency, Errno, Outcome};
 use migshm_protocol::control::{FromCoordinator, Placement, ToCoordinator};
+use migshm_protocol::{Extent, NodeId};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 

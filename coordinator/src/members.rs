@@ -4,9 +4,9 @@
 //! gets its number back; a newcomer takes a slot that nobody has had for as long as there is one.
 //! The epoch, never the slot, tells one membership from another.
 
-use migshm_protocol::{NodeId, NodeSet};
 use migshm_protocol::control::Member;
 use migshm_protocol::ids::MAX_NODES;
+use migshm_protocol::{NodeId, NodeSet};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 

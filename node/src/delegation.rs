@@ -88,7 +88,9 @@ impl Node {
             Coordinator::Embedded(_) | Coordinator::Lost => false,
         };
         if is_remote && now >= self.lease && !self.memory.is_fenced() {
-            tracing::warn!("no word from the coordinator: shared pages are out of reach until it answers");
+            tracing::warn!(
+                "no word from the coordinator: shared pages are out of reach until it answers"
+            );
             self.memory.fence();
         }
         if !is_remote && self.sets.delegated().is_empty() {

@@ -379,6 +379,8 @@ async fn hear_peer(node: Shared, link: Link) {
     let error = loop {
         let frame = match receiver.next().await {
             Ok(frame) => frame,
+            // What this side closes it has a reason for, which was said.
+            Err(error @ LinkError::ClosedHere) => break error,
             Err(error) => {
                 tracing::error!(peer = %from, %error, "the link to a node broke");
                 break error;

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use migshm_tests::{Lab, Process};
+use migshm_tests::{Lab, Process, eventually, is_root_for};
 
 const PAGES: usize = 16;
 
@@ -43,7 +43,10 @@ fn what_a_dead_node_alone_had_raises_sigbus() {
     home.obey("part 4 16");
     home.obey("check 3");
     let log = fs::read_to_string(lab.directory().join("node1.log")).expect("the lab's log");
-    let lines: Vec<&str> = log.lines().filter(|line| line.contains("pages died")).collect();
+    let lines: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("pages died"))
+        .collect();
     assert_eq!(lines.len(), 1, "{log}");
     assert!(lines[0].contains("first=0 last=3"), "{log}");
     // What is lost stays lost, also for who comes later.
@@ -57,20 +60,21 @@ fn what_a_dead_node_alone_had_raises_sigbus() {
 fn copies_outlive_the_home_and_owner_of_their_pages() {
     let lab = Lab::new(3);
     let [_home, mut reader, mut other] = processes(&lab);
-    reader.obey("part 0 8");
+    // So few that nothing is prefetched.
+    reader.obey("part 0 3");
     reader.obey("check 1");
-    other.obey("part 4 6");
+    other.obey("part 8 10");
     other.obey("fill 2");
     lab.labctl(&["crash", "node1"]);
-    other.obey("part 0 4");
+    other.obey("part 0 3");
     other.obey("check 1");
     other.obey("fill 3");
-    reader.obey("part 0 4");
+    reader.obey("part 0 3");
     reader.obey("check 3");
-    reader.obey("part 4 6");
+    reader.obey("part 8 10");
     reader.obey("check 2");
     reader.obey("part 0 16");
-    assert_eq!(reader.ask("census"), "8 held, 8 lost");
+    assert_eq!(reader.ask("census"), "5 held, 11 lost");
     other.obey("remove");
 }
 
@@ -120,4 +124,52 @@ fn nodes_that_die_while_all_write_leave_the_others_writing() {
         assert_eq!(count(held) + count(lost), PAGES);
         survivors[0].obey("remove");
     }
+}
+
+#[test]
+fn a_node_that_is_cut_off_stops_and_comes_back_as_a_new_one() {
+    if !is_root_for("a network namespace for each host") {
+        return;
+    }
+    let lab = Lab::with(3, &["--netns"]);
+    let [mut first, mut second, mut third] = processes(&lab);
+    third.obey("part 0 4");
+    third.obey("fill 2");
+    third.obey("part 8 16");
+    third.obey("check 1");
+    lab.labctl(&["cut", "node3"]);
+    assert_eq!(first.ask("census"), "12 held, 4 lost");
+    second.obey("part 8 16");
+    second.obey("fill 3");
+    // Were it to read on, it would find what is no longer true.
+    assert_eq!(third.ask("check 1"), "SIGBUS");
+    third.obey("part 0 4");
+    assert_eq!(third.ask("fill 4"), "SIGBUS");
+    lab.labctl(&["heal", "node3"]);
+    lab.labctl(&["crash", "node3"]);
+    lab.labctl(&["start", "node3"]);
+    let mut again = lab.start(3, "sysv");
+    again.obey("segment 1 65536");
+    assert_eq!(again.ask("census"), "12 held, 4 lost");
+    again.obey("part 8 16");
+    again.obey("check 3");
+    again.obey("fill 5");
+    second.obey("check 5");
+    second.obey("remove");
+}
+
+#[test]
+fn a_daemon_that_was_stopped_for_too_long_finds_that_the_others_have_gone_on() {
+    let lab = Lab::new(3);
+    let [mut first, _second, mut third] = processes(&lab);
+    third.obey("part 0 4");
+    third.obey("fill 2");
+    third.obey("part 0 16");
+    lab.labctl(&["pause", "node3"]);
+    assert_eq!(first.ask("census"), "12 held, 4 lost");
+    lab.labctl(&["resume", "node3"]);
+    eventually("its processes lose its pages", || {
+        third.ask("census") == "0 held, 16 lost"
+    });
+    first.obey("remove");
 }

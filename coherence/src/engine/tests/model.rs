@@ -444,10 +444,8 @@ fn hash_message<H: Hasher>(
     h: &mut H,
 ) {
     message.hash(h);
-    if let (
-        PageMessage::Grant { page, .. } | PageMessage::WriteBack { page, .. },
-        Some(version),
-    ) = (message, data)
+    if let (PageMessage::Grant { page, .. } | PageMessage::WriteBack { page, .. }, Some(version)) =
+        (message, data)
     {
         fresh(*page, version).hash(h);
     }

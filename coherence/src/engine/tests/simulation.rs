@@ -142,10 +142,11 @@ fn run(seed: u64, steps: usize, deaths: usize) -> Cluster {
 /// Delivers one message, answer or end of a hold, chosen at random, if there is any.
 fn settle_one(cluster: &mut Cluster, random: &mut Random, now: Time) {
     for at in 0..cluster.hosts.len() {
-        if cluster.hosts[at].fate != Fate::Dead && cluster.hosts[at]
-            .engine
-            .next_timeout()
-            .is_some_and(|due| due <= now)
+        if cluster.hosts[at].fate != Fate::Dead
+            && cluster.hosts[at]
+                .engine
+                .next_timeout()
+                .is_some_and(|due| due <= now)
         {
             return cluster.end_holds(now, at);
         }
