@@ -245,7 +245,9 @@ fn homes_of_a_dead_node_are_named_again_once_all_have_flushed() {
     let (id, Attachment { segment, .. }, _) = segment(&mut cluster, &p, 2 * EXTENT);
     let pending = [cluster.start_shmat(&q, id), cluster.start_shmat(&r, id)];
     cluster.send(a, ToCoordinator::Sharing { segment });
-    pending.map(|pending| cluster.attached(pending).unwrap().unwrap());
+    for pending in pending {
+        cluster.attached(pending).unwrap().unwrap();
+    }
     // One home moves; the word of another move has yet to come.
     let [moved, moving] = [0, 1].map(|index| Extent { segment, index });
     cluster.send(b, ToCoordinator::HomeMoved { extent: moved });
