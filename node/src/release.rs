@@ -53,6 +53,8 @@ fn passes(message: &ToCoordinator) -> bool {
         message,
         ToCoordinator::Query { .. }
             | ToCoordinator::FindHome { .. }
+            | ToCoordinator::Flushed { .. }
+            | ToCoordinator::Unreachable { .. }
             | ToCoordinator::FindSegment { .. }
             | ToCoordinator::ProposeHome { .. }
             | ToCoordinator::HomeMoved { .. }
