@@ -140,18 +140,10 @@ impl Core {
         }
     }
 
-    /// Has the keys of segments decide on their consistency, from now on.
+    /// Has this hold from now on; what there is stays.
     #[must_use]
-    pub fn with_rules(mut self, rules: Rules) -> Core {
-        self.settings.rules = rules;
-        self
-    }
-
-    /// Has users have no more than this, from now on; what they have stays.
-    #[must_use]
-    pub fn with_quotas(mut self, quotas: Quotas) -> Core {
-        self.settings.quotas = quotas;
-        self
+    pub fn with_settings(self, settings: Settings) -> Core {
+        Core { settings, ..self }
     }
 
     /// A node becomes a member: under a new name, or under that of one that has left. Returns its
