@@ -265,17 +265,18 @@ impl Core {
                 }
                 true
             }
-            ToCoordinator::Exited { id, process, pid } => {
+            ToCoordinator::Confirm { id } => {
+                let call = CallKey { node: from, id };
+                out.push(Output::answer(call, Ok(Answer::Value(0))));
+                true
+            }
+            ToCoordinator::Exited { process, pid } => {
                 let process = ProcessKey {
                     node: from,
                     process,
                 };
                 self.void_calls(process);
                 self.undo(now, process, Some(pid), out);
-                if id != 0 {
-                    let call = CallKey { node: from, id };
-                    out.push(Output::answer(call, Ok(Answer::Value(0))));
-                }
                 true
             }
             ToCoordinator::Inherited {

@@ -426,11 +426,8 @@ fn session() -> Vec<ToCore> {
             pid,
         },
         ToCoordinator::Unattached { segment },
-        ToCoordinator::Exited {
-            id: 901,
-            process,
-            pid,
-        },
+        ToCoordinator::Confirm { id: 901 },
+        ToCoordinator::Exited { process, pid },
     ];
     // Before the objects are removed, and after.
     let middle = steps.len() / 2;
