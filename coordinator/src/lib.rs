@@ -147,18 +147,10 @@ impl Core {
         }
     }
 
-    /// Has the keys of segments decide on their consistency, from now on.
+    /// Has this hold from now on; what there is stays.
     #[must_use]
-    pub fn with_rules(mut self, rules: Rules) -> Core {
-        self.settings.rules = rules;
-        self
-    }
-
-    /// Has users have no more than this, from now on; what they have stays.
-    #[must_use]
-    pub fn with_quotas(mut self, quotas: Quotas) -> Core {
-        self.settings.quotas = quotas;
-        self
+    pub fn with_settings(self, settings: Settings) -> Core {
+        Core { settings, ..self }
     }
 
     /// A node becomes a member: under a new name, or under that of one that has left. Returns its
@@ -313,17 +305,18 @@ impl Core {
                 }
                 true
             }
-            ToCoordinator::Exited { id, process, pid } => {
+            ToCoordinator::Confirm { id } => {
+                let call = CallKey { node: from, id };
+                out.push(Output::answer(call, Ok(Answer::Value(0))));
+                true
+            }
+            ToCoordinator::Exited { process, pid } => {
                 let process = ProcessKey {
                     node: from,
                     process,
                 };
                 self.void_calls(process);
                 self.undo(now, process, Some(pid), out);
-                if id != 0 {
-                    let call = CallKey { node: from, id };
-                    out.push(Output::answer(call, Ok(Answer::Value(0))));
-                }
                 true
             }
             ToCoordinator::Inherited {

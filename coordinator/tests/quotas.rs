@@ -2,7 +2,7 @@
 
 mod support;
 
-use migshm_coordinator::{Core, Quotas};
+use migshm_coordinator::{Quotas, Settings};
 use migshm_protocol::NodeId;
 use migshm_protocol::call::{Errno, NewPerm, SemCommand, ShmCommand};
 use migshm_protocol::limits::{MSGMNI, SEMMSL, SHMMNI};
@@ -14,7 +14,11 @@ const CAP_SYS_RESOURCE: u64 = 1 << 24;
 
 fn cluster(quotas: Quotas) -> (Cluster, [NodeId; 1]) {
     let (mut cluster, nodes) = Cluster::with_nodes([64 * MIB]);
-    cluster.core = std::mem::replace(&mut cluster.core, Core::new()).with_quotas(quotas);
+    let settings = Settings {
+        quotas,
+        ..Settings::default()
+    };
+    cluster.core = std::mem::take(&mut cluster.core).with_settings(settings);
     (cluster, nodes)
 }
 

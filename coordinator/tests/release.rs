@@ -2,6 +2,7 @@
 
 mod support;
 
+use migshm_coordinator::Settings;
 use migshm_protocol::call::{Answer, Call, Consistency, SemCommand, StatBy};
 use migshm_protocol::control::{FromCoordinator, ToCoordinator};
 use migshm_protocol::release::{MAX_RUNS, Runs};
@@ -196,7 +197,11 @@ fn nobody_is_told_of_a_segment_that_is_gone_or_after_leaving() {
 #[test]
 fn rules_decide_where_the_maker_does_not_say() {
     let (mut cluster, [node]) = Cluster::with_nodes([8 * MIB]);
-    cluster.core = std::mem::take(&mut cluster.core).with_rules("5-6".parse().expect("rules"));
+    let settings = Settings {
+        rules: "5-6".parse().expect("rules"),
+        ..Settings::default()
+    };
+    cluster.core = std::mem::take(&mut cluster.core).with_settings(settings);
     let process = root(node, 1);
     for (key, said, expected) in [
         (5, None, Consistency::Release),

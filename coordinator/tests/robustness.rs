@@ -134,7 +134,7 @@ fn message() -> impl Strategy<Value = ToCoordinator> {
         20 => (0..60u64, caller, call()).prop_map(|(id, caller, call)| ToCoordinator::Call { id, caller, call }),
         1 => (0..60u64).prop_map(|id| ToCoordinator::Cancel { id, errno: Errno::EINTR }),
         2 => (0..4u64, any::<i32>())
-            .prop_map(|(process, pid)| ToCoordinator::Exited { id: 0, process: ProcessId(process), pid }),
+            .prop_map(|(process, pid)| ToCoordinator::Exited { process: ProcessId(process), pid }),
         1 => (segment(), count()).prop_map(|(segment, count)| ToCoordinator::Inherited { segment, count, pid: 1 }),
         2 => (segment(), count())
             .prop_map(|(segment, count)| ToCoordinator::Detached { id: 0, segment, count, pid: 1 }),

@@ -487,7 +487,6 @@ fn strangers_are_not_heard() {
     cluster.send(
         NodeId(u16::MAX),
         ToCoordinator::Exited {
-            id: 0,
             process: ProcessId(10),
             pid: 10,
         },

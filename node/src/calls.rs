@@ -274,14 +274,14 @@ impl Node {
                         self.detached(ended, 1, caller.pid);
                     }
                 }
-                self.answer(from, id, Ok(Answer::Value(0)), &[], None);
+                self.answer_confirmed(from, id, Ok(Answer::Value(0)));
             }
             ToNode::Remapped { id } => {
                 if let Some(space) = self.space_after_forks(caller.pid) {
                     self.memory.spaces.look(space);
                     self.settle();
                 }
-                self.answer(from, id, Ok(Answer::Value(0)), &[], None);
+                self.answer_confirmed(from, id, Ok(Answer::Value(0)));
             }
             ToNode::Permitting {
                 id,
@@ -296,7 +296,7 @@ impl Node {
                 });
                 self.post(from, &FromNode::Permitted { id, until }, &[], None);
             }
-            ToNode::Reaped { id } => self.on_reaped(from, id),
+            ToNode::Reaped { id } => self.answer_confirmed(from, id, Ok(Answer::Value(0))),
             ToNode::Status { id } => {
                 let status = self.status().to_string();
                 self.answer(from, id, Ok(Answer::Value(0)), status.as_bytes(), None);
@@ -714,9 +714,6 @@ impl Node {
         raw: &[u8],
     ) {
         let Some(pending) = self.pending.remove(&id) else {
-            if self.confirmations.confirm(id) {
-                self.answer_reaped();
-            }
             return;
         };
         if let (
@@ -738,6 +735,13 @@ impl Node {
             }
             Pending::Attach(connection, flags) => {
                 self.on_attach_answer(connection, id, flags, outcome, placement)
+            }
+            Pending::Confirm(connection, effects, outcome) => {
+                // In the order of their requests, but for those that a lost coordinator leaves.
+                self.confirmed = self.confirmed.max(effects);
+                if let Some(theirs) = self.finish(connection, id) {
+                    self.answer(connection, theirs, outcome, &[], None);
+                }
             }
             Pending::Detach {
                 connection,
@@ -775,21 +779,18 @@ impl Node {
     }
 
     /// A process has seen others end; they were reaped before this.
-    fn on_reaped(&mut self, from: ConnectionId, theirs: u64) {
-        let ours = self.next_id();
-        if !self.confirmations.wait(ours, from) {
-            self.answer(from, theirs, Ok(Answer::Value(0)), &[], None);
-        } else if let Some(connection) = self.connections.get_mut(&from) {
-            connection.call = Some((theirs, ours));
+    /// Answers a process once all nodes see what has happened so far, as it may tell others of it.
+    fn answer_confirmed(&mut self, from: ConnectionId, theirs: u64, outcome: Outcome) {
+        if self.confirmed == self.effects {
+            return self.answer(from, theirs, outcome, &[], None);
         }
-    }
-
-    fn answer_reaped(&mut self) {
-        while let Some((ours, connection)) = self.confirmations.done() {
-            if let Some(theirs) = self.finish(connection, ours) {
-                self.answer(connection, theirs, Ok(Answer::Value(0)), &[], None);
-            }
+        let id = self.next_id();
+        if let Some(connection) = self.connections.get_mut(&from) {
+            connection.call = Some((theirs, id));
         }
+        self.pending
+            .insert(id, Pending::Confirm(from, self.effects, outcome));
+        self.tell(ToCoordinator::Confirm { id }, &[]);
     }
 
     /// The shim's id of the call that the connection waits for, if it still does.
@@ -982,6 +983,7 @@ impl Node {
         let forked = self.memory.spaces.attach_told(space);
         let caller = self.connections.get(&from).and_then(|c| c.caller.as_ref());
         let pid = caller.map_or(0, |c| c.pid);
+        let mut covers = false;
         let outcome = if address == 0 {
             Err(Errno::EINVAL)
         } else {
@@ -992,10 +994,11 @@ impl Node {
                 read_only,
             };
             let (ended, mapped) = self.memory.map(space, granted, address);
+            covers = !ended.is_empty();
             for covered in ended {
                 self.detached(covered, 1, pid);
             }
-            mapped.map_err(|error| {
+            mapped.map(|()| Answer::Value(0)).map_err(|error| {
                 tracing::error!(segment = segment.0, pid, %error, "cannot use an attach");
                 Errno::ENOMEM
             })
@@ -1004,11 +1007,10 @@ impl Node {
             self.memory.spaces.mappings.give_up();
             self.tell(ToCoordinator::Unattached { segment }, &[]);
         }
-        match id {
-            Some(id) if address != 0 => {
-                self.answer(from, id, outcome.map(|()| Answer::Value(0)), &[], None);
-            }
-            None if outcome.is_ok() => {
+        match (id, outcome) {
+            (Some(id), Ok(_)) if !covers => self.answer(from, id, outcome, &[], None),
+            (Some(id), _) => self.answer_confirmed(from, id, outcome),
+            (None, Ok(_)) => {
                 for child in forked {
                     // One that this node has not met yet is counted when it is.
                     if self.memory.spaces.inherit_attach(space, child, attach)
@@ -1024,7 +1026,7 @@ impl Node {
                     }
                 }
             }
-            _ => {}
+            (None, Err(_)) => {}
         }
         self.try_arm(segment);
     }
@@ -1167,11 +1169,8 @@ impl Node {
             self.return_set(set);
         }
         self.sets.leave(process.id);
-        let id = self.next_id();
-        self.confirmations.tell(id);
         self.tell(
             ToCoordinator::Exited {
-                id,
                 process: process.id,
                 pid,
             },

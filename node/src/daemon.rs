@@ -24,7 +24,7 @@ use migshm_coherence::{
     AccessLog, Action, Carry, Config as CoherenceConfig, Engine, HomePolicy, Prefetcher, Time,
 };
 use migshm_coordinator::{Core, Output};
-use migshm_protocol::call::{Attachment, Call, Caller, Errno, Memlock, SetMemory};
+use migshm_protocol::call::{Attachment, Call, Caller, Errno, Memlock, Outcome, SetMemory};
 use migshm_protocol::control::{FromCoordinator, Member, Placement, ToCoordinator};
 use migshm_protocol::ids::PAGE_SIZE;
 use migshm_protocol::local::Pieces;
@@ -38,7 +38,7 @@ use tokio::task::AbortHandle;
 
 use crate::cached::Cached;
 use crate::delegation::LEASE;
-use crate::exits::{Confirmations, Exits};
+use crate::exits::Exits;
 use crate::local::{Sender, Socket};
 use crate::membership::Remote;
 use crate::memory::{AttachId, Memory, SpaceId, View};
@@ -100,7 +100,10 @@ pub struct Node {
     pub(crate) descriptors: usize,
     pub(crate) processes: FxHashMap<i32, Process>,
     pub(crate) exits: Rc<Exits>,
-    pub(crate) confirmations: Confirmations,
+    /// How many effects of what processes did the coordinator was told of and does not answer.
+    pub(crate) effects: u64,
+    /// How many of them it has confirmed.
+    pub(crate) confirmed: u64,
     pub(crate) spaces: FxHashMap<SpaceId, Resident>,
     /// Attaches that were answered and not yet mapped.
     pub(crate) mapping: FxHashMap<AttachId, Attaching>,
@@ -252,6 +255,8 @@ pub enum Pending {
         /// What to unmap.
         pieces: Pieces,
     },
+    /// Pass this on to the connection: as many effects as this are confirmed now.
+    Confirm(ConnectionId, u64, Outcome),
 }
 
 impl Node {
@@ -300,7 +305,8 @@ impl Node {
                 descriptors: start::descriptor_limit(),
                 processes: FxHashMap::default(),
                 exits: Rc::new(exits),
-                confirmations: Confirmations::default(),
+                effects: 0,
+                confirmed: 0,
                 spaces: FxHashMap::default(),
                 mapping: FxHashMap::default(),
                 hearing: false,
@@ -345,7 +351,7 @@ impl Node {
             Coordinator::Lost => {
                 if let ToCoordinator::Call { id, .. }
                 | ToCoordinator::Detached { id, .. }
-                | ToCoordinator::Exited { id, .. } = message
+                | ToCoordinator::Confirm { id } = message
                 {
                     self.answer_unserved(id);
                 }
@@ -464,8 +470,7 @@ impl Node {
         if self.endpoint.is_some() {
             self.memory.condemn();
         }
-        let ends = self.confirmations.ends();
-        let ids: Vec<u64> = self.pending.keys().copied().chain(ends).collect();
+        let ids: Vec<u64> = self.pending.keys().copied().collect();
         for id in ids {
             self.answer_unserved(id);
         }

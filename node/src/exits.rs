@@ -3,14 +3,10 @@
 //! All pidfds are in one epoll instance. A task waits for it; and every call looks at it first, so
 //! that whoever has seen a process end (`waitpid`) finds its attaches counted off and its undo
 //! done, as in the kernel. So that whoever he then tells on another node finds the same, the
-//! library asks after each `waitpid` whether the coordinator has [confirmed](Confirmations) all
-//! ends so far.
+//! library asks after each `waitpid` that the coordinator confirm all ends so far.
 
-use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-
-use crate::daemon::ConnectionId;
 
 /// Watches processes.
 #[derive(Debug)]
@@ -67,79 +63,8 @@ impl Exits {
     }
 }
 
-/// Which ends of processes the coordinator has been told and has not confirmed, and who waits for
-/// that. Each has the id of its request, and these ascend.
-#[derive(Debug, Default)]
-pub struct Confirmations {
-    ends: BTreeSet<u64>,
-    waiting: VecDeque<(u64, ConnectionId)>,
-}
-
-impl Confirmations {
-    /// The coordinator is told of an end.
-    pub fn tell(&mut self, id: u64) {
-        self.ends.insert(id);
-    }
-
-    /// Those that are not confirmed.
-    pub fn ends(&self) -> impl Iterator<Item = u64> {
-        self.ends.iter().copied()
-    }
-
-    /// Somebody wants all ends before `id` confirmed. False if they are.
-    pub fn wait(&mut self, id: u64, connection: ConnectionId) -> bool {
-        let waits = !self.ends.is_empty();
-        if waits {
-            self.waiting.push_back((id, connection));
-        }
-        waits
-    }
-
-    /// An end is confirmed, if `id` is that of one. Those who need not wait any longer are left
-    /// for [`Confirmations::done`].
-    pub fn confirm(&mut self, id: u64) -> bool {
-        self.ends.remove(&id)
-    }
-
-    /// Who need not wait any longer.
-    pub fn done(&mut self) -> Option<(u64, ConnectionId)> {
-        let (id, _) = self.waiting.front()?;
-        let waits = self.ends.first().is_some_and(|end| end < id);
-        if waits {
-            None
-        } else {
-            self.waiting.pop_front()
-        }
-    }
-}
-
 impl AsRawFd for Exits {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_asks_waits_for_the_ends_before_and_for_no_others() {
-        let mut confirmations = Confirmations::default();
-        assert!(!confirmations.wait(1, ConnectionId(10)));
-        confirmations.tell(2);
-        confirmations.tell(3);
-        assert!(confirmations.wait(4, ConnectionId(10)));
-        confirmations.tell(5);
-        assert!(confirmations.wait(6, ConnectionId(11)));
-        assert!(confirmations.confirm(2));
-        assert!(!confirmations.confirm(4), "no end");
-        assert_eq!(confirmations.done(), None);
-        assert!(confirmations.confirm(3));
-        assert_eq!(confirmations.done(), Some((4, ConnectionId(10))));
-        assert_eq!(confirmations.done(), None);
-        assert!(confirmations.confirm(5));
-        assert_eq!(confirmations.done(), Some((6, ConnectionId(11))));
-        assert_eq!(confirmations.done(), None);
     }
 }

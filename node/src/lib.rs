@@ -36,7 +36,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use migshm_coordinator::{Core, Quotas};
+use migshm_coordinator::{Core, Quotas, Settings};
 use migshm_protocol::local::{CLUSTER, SOCKET};
 use migshm_transport::LinkError;
 use tokio::io::unix::AsyncFd;
@@ -341,7 +341,10 @@ fn embedded(
     } else {
         Quotas::NONE
     };
-    let mut core = Box::new(Core::new().with_quotas(quotas));
+    let mut core = Box::new(Core::new().with_settings(Settings {
+        quotas,
+        ..Settings::default()
+    }));
     let mut outputs = Vec::new();
     let (id, epoch) = core
         .join(name.clone(), address, budget, &mut outputs)

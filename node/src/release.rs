@@ -47,6 +47,17 @@ fn is_release(message: &ToCoordinator, raw: &[u8]) -> bool {
     }
 }
 
+/// Whether a message tells, without asking for an answer, what users of other nodes see.
+fn is_effect(message: &ToCoordinator) -> bool {
+    matches!(
+        message,
+        ToCoordinator::Exited { .. }
+            | ToCoordinator::Inherited { .. }
+            | ToCoordinator::Detached { id: 0, .. }
+            | ToCoordinator::Unattached { .. }
+    )
+}
+
 /// Whether a message has nothing to do with what processes do, and something may wait for it.
 fn passes(message: &ToCoordinator) -> bool {
     matches!(
@@ -67,6 +78,7 @@ impl Node {
     /// Says something to the coordinator, after all that was to be said before. A release is said
     /// when it is done.
     pub(crate) fn tell(&mut self, message: ToCoordinator, raw: &[u8]) {
+        self.effects += u64::from(is_effect(&message));
         let releases = !self.release.is_clean() && is_release(&message, raw);
         if !releases && (self.outbox.0.is_empty() || passes(&message)) {
             return self.say(message, raw);

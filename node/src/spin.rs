@@ -1,11 +1,11 @@
 //! When the daemon looks for news instead of sleeping.
 //!
-//! While something is expected soon of other nodes (the answer to a fault that a thread of this node waits for; the
-//! next request of a node that has just been answered) the
-//! daemon polls where that pays ([`migshm_protocol::polling`]), and only on a machine that has
-//! more than one core and a core for everything that runs: who waits for an answer polls on the core
-//! that its thread has left. (A `sched_yield(2)` between two looks made faults slower than sleeping
-//! does.) For the next call of a process its connection's task polls.
+//! While something is expected soon of other nodes (the answer to a fault that a thread of this node
+//! waits for; the next request of a node that has just been answered) the daemon polls where that
+//! pays ([`migshm_protocol::polling`]), and only on a machine that has more than one core and a core
+//! for everything that runs: who waits for an answer polls on the core that its thread has left. (A
+//! `sched_yield(2)` between two looks made faults slower than sleeping does.) For the next call of a
+//! process its connection's task polls.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

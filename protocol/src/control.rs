@@ -55,11 +55,13 @@ pub enum ToCoordinator {
         /// What the call then returns.
         errno: Errno,
     },
-    /// A process ended: its undo is due, its blocked calls are void. Answered by
-    /// [`FromCoordinator::Answer`] where `id` is not 0.
-    Exited {
-        /// Unique among the node's requests, or 0.
+    /// Asks for a [`FromCoordinator::Answer`] of 0 once all messages before are done.
+    Confirm {
+        /// Unique among the node's requests.
         id: u64,
+    },
+    /// A process ended: its undo is due, its blocked calls are void.
+    Exited {
         /// The process.
         process: ProcessId,
         /// Its pid, which undo leaves in `sempid`.

@@ -59,12 +59,13 @@ pub enum ToNode {
         /// [`Errno::EINTR`] or [`Errno::EAGAIN`].
         errno: Errno,
     },
-    /// Where an attach was mapped. Not answered if it is given up.
+    /// Where an attach was mapped.
     Mapped {
         /// Of a process that waits for a [`FromNode::Answer`] with the same `id`: it comes when
         /// the mapping is noted, so that children that are forked from then on inherit it, and, if
-        /// it is tracked, it may be made accessible. `None` where a fork can only follow this
-        /// message, and nothing is tracked.
+        /// it is tracked, it may be made accessible; what it covers, or an attach that is given
+        /// up, then counts on no node. `None` where a fork can only follow this message, and
+        /// nothing is tracked or covered.
         id: Option<u64>,
         /// From [`crate::call::Attachment::attach`].
         attach: u64,

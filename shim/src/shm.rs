@@ -72,8 +72,8 @@ pub fn attach(id: c_int, address: usize, flags: c_int) -> Result<isize, Errno> {
     // not have to tell from what they do after.
     let waits = attachment.tracked || flags & libc::SHM_REMAP != 0 || !process::has_one_thread();
     let id = process::request_id();
-    let mapped = |address| ToNode::Mapped {
-        id: waits.then_some(id),
+    let mapped = |id, address| ToNode::Mapped {
+        id,
         attach: attachment.attach,
         address,
     };
@@ -86,11 +86,17 @@ pub fn attach(id: c_int, address: usize, flags: c_int) -> Result<isize, Errno> {
     let mapping = match mapping {
         Ok(mapping) => mapping,
         Err(errno) => {
-            session.tell(&mapped(0), Raw::NONE, None)?;
+            // It counts for nobody when this has returned.
+            session.tell(&mapped(Some(id), 0), Raw::NONE, None)?;
+            let _ = session.outcome(id, Patience::Endless);
             return Err(errno);
         }
     };
-    let told = session.tell(&mapped(mapping.address as u64), Raw::NONE, None);
+    let told = session.tell(
+        &mapped(waits.then_some(id), mapping.address as u64),
+        Raw::NONE,
+        None,
+    );
     let noted = told.and_then(|()| match waits {
         true => session.outcome(id, Patience::Endless).map(drop),
         false => Ok(()),

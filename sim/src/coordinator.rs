@@ -202,7 +202,6 @@ impl Load {
 
     fn exit(&mut self, process: usize) {
         let message = ToCoordinator::Exited {
-            id: 0,
             process: ProcessId(process as u64),
             pid: process as i32,
         };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use migshm_tests::{Lab, descriptors, eventually, run};
+use migshm_tests::{Lab, descriptors, eventually, library, program, run};
 
 #[test]
 fn no_outcome_that_sequential_consistency_forbids_shows() {
@@ -237,4 +237,11 @@ fn objects_of_one_node_are_listed_and_removed_on_another() {
     assert_eq!(process.ask("nattch"), "1");
     process.obey("detach");
     assert_eq!(process.ask("nattch"), "EINVAL");
+}
+
+#[test]
+fn what_happened_to_attaches_counts_for_who_is_told_on_another_node() {
+    let lab = Lab::new(2);
+    let mut counted = lab.inside(program("counted"));
+    run(counted.arg("node2").env("LD_PRELOAD", library())).succeeded();
 }

@@ -388,14 +388,7 @@ impl Cluster {
         let Caller {
             process: id, pid, ..
         } = process.caller;
-        self.send(
-            process.node,
-            ToCoordinator::Exited {
-                id: 0,
-                process: id,
-                pid,
-            },
-        );
+        self.send(process.node, ToCoordinator::Exited { process: id, pid });
     }
 
     /// Nodes that were asked to share a segment do so.

@@ -315,7 +315,7 @@ fn serve(socket: &OwnedFd, connection: usize, script: Script, state: &Arc<Mutex<
                 address,
             } => {
                 state.lock().unwrap().attaches.insert(address, attach);
-                if let Some(id) = id.filter(|_| address != 0) {
+                if let Some(id) = id {
                     send(
                         FromNode::Answer {
                             id,

@@ -436,11 +436,8 @@ fn session() -> Vec<ToCore> {
             node: NodeId(1),
             epoch: 1,
         },
-        ToCoordinator::Exited {
-            id: 901,
-            process,
-            pid,
-        },
+        ToCoordinator::Confirm { id: 901 },
+        ToCoordinator::Exited { process, pid },
     ];
     // Before the objects are removed, and after.
     let middle = steps.len() / 2;
