@@ -1,8 +1,8 @@
 //! The engine's surface, its tables, and where each input goes.
 //!
 //! [`cache`] is what a node does as a holder of pages, [`home`] what it does for the extents it
-//! is the home of, [`home_move`] how it stops to be that, [`hold`] for how long a page stays
-//! before it is given away. They share the tables of this module. Messages of a node to itself are plain calls between `cache` and
+//! is the home of, [`home_move`] how it stops to be that, [`recovery`] what happens when a node
+//! dies, [`hold`] for how long a page stays before it is given away. They share the tables of this module. Messages of a node to itself are plain calls between `cache` and
 //! `home`, made depth first: that is the FIFO channel of a node to itself.
 
 mod cache;
@@ -10,6 +10,7 @@ mod directory;
 mod hold;
 mod home;
 mod home_move;
+mod recovery;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -25,6 +26,7 @@ use cache::{Line, Pending, State, Take};
 use directory::Directory;
 use home::{Asked, Transaction, Work};
 use home_move::Move;
+use recovery::{Rebuild, View};
 
 /// Nanoseconds on a monotonic clock.
 pub type Time = u64;
@@ -98,6 +100,22 @@ pub enum Input<D> {
         extent: Extent,
         /// Its home; `None` if no node has memory for it.
         home: Option<NodeId>,
+        /// The home is this node, as the former one died: nobody may have asked.
+        orphaned: bool,
+    },
+    /// A member is gone. Everything is to begin anew among those that are left.
+    View {
+        /// From the coordinator, ascending.
+        number: u64,
+        /// The members that are left.
+        members: NodeSet,
+    },
+    /// A node has begun a view: what it sends from now on belongs to that.
+    Flush {
+        /// The sender.
+        from: NodeId,
+        /// From [`Action::Flush`].
+        view: u64,
     },
     /// The page's memory is needed. Refused, with no action, where the page is in use by the
     /// protocol or this node is the one that must keep it.
@@ -171,6 +189,26 @@ pub enum Action<D> {
     Fail {
         /// The page.
         page: Page,
+    },
+    /// Tell a node that what follows belongs to this view, in line with other messages.
+    Flush {
+        /// The receiver.
+        to: NodeId,
+        /// The view.
+        view: u64,
+    },
+    /// Tell the coordinator that no message of an earlier view can reach this node any more. It
+    /// answers [`Action::FindHome`] once all members have said so.
+    Flushed {
+        /// The view.
+        view: u64,
+    },
+    /// The only copies of these pages of an extent at home here died with a node.
+    Lost {
+        /// The extent.
+        extent: Extent,
+        /// The pages.
+        pages: PageSet,
     },
 }
 
@@ -263,6 +301,11 @@ pub struct Engine<D> {
     transactions: FxHashMap<Page, Transaction<D>>,
     /// Extents at home here that are moving.
     moves: FxHashMap<Extent, Move<D>>,
+    view: View<D>,
+    /// Extents at home here whose directory is made anew.
+    rebuilds: FxHashMap<Extent, Rebuild<D>>,
+    /// What came for extents that may be at home here, until the coordinator has said where they are.
+    unrouted: FxHashMap<Extent, Vec<Work<D>>>,
     counters: Counters,
 }
 
@@ -277,13 +320,26 @@ struct Segment {
 /// What a node knows of an extent.
 #[derive(Clone, Debug)]
 struct ExtentState {
-    /// A home at some time: learned from a grant, from the coordinator, or because it moved
-    /// there from here. Whoever was a home once leads to a later one, so any of them will do.
-    home: Option<NodeId>,
+    home: Home,
+    /// Whether this node has ever given the directory away.
+    was_home: bool,
     /// This node's copies.
     lines: Box<[Line]>,
     /// Where this node is the home.
     directory: Option<Directory>,
+}
+
+/// Where an extent's home is believed to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+enum Home {
+    /// At the segment's default home.
+    #[default]
+    Default,
+    /// A home at some time: learned from a grant, from the coordinator, or because it moved
+    /// there from here. Whoever was a home once leads to a later one, so any of them will do.
+    At(NodeId),
+    /// Only the coordinator knows.
+    Ask,
 }
 
 /// The circumstances of one input.
@@ -313,6 +369,9 @@ impl<D> Engine<D> {
             deferred: BTreeMap::new(),
             transactions: FxHashMap::default(),
             moves: FxHashMap::default(),
+            view: View::default(),
+            rebuilds: FxHashMap::default(),
+            unrouted: FxHashMap::default(),
             counters: Counters::default(),
         }
     }
@@ -338,6 +397,9 @@ impl<D> Engine<D> {
         self.deferred.retain(|(_, page), _| page.segment != segment);
         self.transactions.retain(|page, _| page.segment != segment);
         self.moves.retain(|extent, _| extent.segment != segment);
+        self.rebuilds.retain(|extent, _| extent.segment != segment);
+        self.unrouted.retain(|extent, _| extent.segment != segment);
+        self.view.remove_segment(segment);
     }
 
     /// What local processes may do with a page now; `None` if nothing.
@@ -435,7 +497,13 @@ impl<D> Engine<D> {
                 message,
                 data,
             } => self.receive(cx, from, message, data),
-            Input::HomeIs { extent, home } => self.home_is(cx, extent, home),
+            Input::HomeIs {
+                extent,
+                home,
+                orphaned,
+            } => self.home_is(cx, extent, home, orphaned),
+            Input::View { number, members } => self.begin_view(cx, number, members),
+            Input::Flush { from, view } => self.flush_received(cx, from, view),
             Input::Evict { page } => self.evict(cx, page),
             Input::MoveHome { extent, to } => self.move_home(cx, extent, to),
             Input::Push { page, access, to } => self.push(cx, page, access, to),
@@ -454,17 +522,33 @@ impl<D> Engine<D> {
             Subject::Page(page) => self.knows(page),
             Subject::Extent(extent) => self.knows(first_page(extent)),
         };
-        match subject {
-            Known::Yes => {}
-            Known::NoSegment => {
-                self.counters.unknown_segment += 1;
-                return;
-            }
-            Known::OutOfRange => return self.protocol_error(),
-        }
         if from == self.me || !is_node(from) || !names_nodes(&message) {
             return self.protocol_error();
         }
+        match (subject, &message) {
+            (Known::Yes, _) => {}
+            (Known::NoSegment, &PageMessage::Survey { extent }) => {
+                return self.surveyed(cx, from, extent);
+            }
+            (Known::NoSegment, _) => {
+                self.counters.unknown_segment += 1;
+                return;
+            }
+            (Known::OutOfRange, _) => return self.protocol_error(),
+        }
+        if let Some((message, data)) = self.current_only(cx, from, message, data) {
+            self.dispatch(cx, from, message, data);
+        }
+    }
+
+    /// Handles a message of the current view.
+    fn dispatch(
+        &mut self,
+        cx: &mut Context<'_, D>,
+        from: NodeId,
+        message: PageMessage,
+        data: Option<D>,
+    ) {
         match message {
             PageMessage::Request {
                 page,
@@ -553,6 +637,11 @@ impl<D> Engine<D> {
             PageMessage::HomeTransfer { extent, entries } => {
                 self.home_transferred(cx, extent, &entries);
             }
+            PageMessage::Survey { extent } => self.surveyed(cx, from, extent),
+            PageMessage::Holdings { extent, pages } => {
+                self.holdings_received(cx, extent, from, pages);
+            }
+            PageMessage::Lost { page } => self.page_lost(cx, page),
         }
     }
 
@@ -567,8 +656,12 @@ impl<D> Engine<D> {
                 directory: Some(_), ..
             }) => Some(self.me),
             Some(ExtentState {
-                home: Some(home), ..
+                home: Home::At(home),
+                ..
             }) => Some(*home),
+            Some(ExtentState {
+                home: Home::Ask, ..
+            }) => None,
             _ => self.segments.get(&extent.segment)?.default_home,
         }
     }
@@ -606,7 +699,8 @@ impl<D> Engine<D> {
         segment.extents[index].get_or_insert_with(|| {
             let pages = (segment.pages - extent.first_page()).min(EXTENT_PAGES) as usize;
             Box::new(ExtentState {
-                home: None,
+                home: Home::Default,
+                was_home: false,
                 lines: vec![Line::default(); pages].into(),
                 directory: None,
             })
@@ -640,7 +734,9 @@ fn names_nodes(message: &PageMessage) -> bool {
         | PageMessage::Push { to: node, .. }
         | PageMessage::Relinquish { sharer: node, .. }
         | PageMessage::WriteBack { owner: node, .. } => is_node(*node),
-        PageMessage::HomeTransfer { entries, .. } => entries.iter().all(|e| is_node(e.owner)),
+        PageMessage::HomeTransfer { entries, .. } => {
+            entries.iter().filter_map(|e| e.owner).all(is_node)
+        }
         _ => true,
     }
 }

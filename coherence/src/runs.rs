@@ -148,7 +148,11 @@ fn page<D>(action: &Action<D>) -> Option<Page> {
         | Action::Protect { page }
         | Action::Drop { page }
         | Action::Fail { page } => Some(*page),
-        Action::FindHome { .. } | Action::BecameHome { .. } => None,
+        Action::FindHome { .. }
+        | Action::BecameHome { .. }
+        | Action::Flush { .. }
+        | Action::Flushed { .. }
+        | Action::Lost { .. } => None,
     }
 }
 

@@ -22,6 +22,12 @@ impl PageSet {
         self.0[page as usize / 64] |= 1 << (page % 64);
     }
 
+    /// Whether it has no member.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|&word| word == 0)
+    }
+
     /// Whether a page is a member; no page from [`EXTENT_PAGES`] on is.
     #[must_use]
     pub fn contains(&self, page: u32) -> bool {

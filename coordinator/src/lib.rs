@@ -27,6 +27,7 @@
 #![forbid(unsafe_code)]
 
 mod accounts;
+mod complaints;
 mod ids;
 mod members;
 mod msg;
@@ -42,9 +43,9 @@ pub mod server;
 mod shm;
 pub mod store;
 
-use migshm_protocol::NodeId;
 use migshm_protocol::call::{Answer, Attachment, Call, Caller, Consistency, Errno, Outcome};
 use migshm_protocol::control::{FromCoordinator, Placement, ToCoordinator};
+use migshm_protocol::{Extent, NodeId};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -53,6 +54,7 @@ pub use quotas::Quotas;
 pub use rules::Rules;
 
 use accounts::Accounts;
+use complaints::Complaints;
 use members::Members;
 use msg::MsgQueues;
 use notices::Notices;
@@ -82,6 +84,9 @@ pub struct Core {
     accounts: Accounts,
     notices: Notices,
     settings: Settings,
+    /// Who asks for which homes, and is answered when the members have flushed.
+    asking: Vec<(NodeId, Extent)>,
+    complaints: Complaints,
     protocol_errors: u64,
 }
 
@@ -136,6 +141,8 @@ impl Core {
             accounts: Accounts::default(),
             notices: Notices::default(),
             settings: Settings::default(),
+            asking: Vec::new(),
+            complaints: Complaints::default(),
             protocol_errors: 0,
         }
     }
@@ -194,8 +201,33 @@ impl Core {
             self.catch_up(now, set, out);
         }
         self.notices.precede_answers(out, start);
+        let view = self.members.view();
         let left = self.members.nodes();
-        out.extend(left.map(|to| Output::new(to, FromCoordinator::Left { node })));
+        out.extend(left.map(|to| Output::new(to, FromCoordinator::Left { node, view })));
+        self.asking.retain(|(asker, _)| *asker != node);
+        self.complaints.forget(node);
+        self.name_homes(now, out);
+    }
+
+    /// Answers who asks for homes, once what the members have said of them is all that there is.
+    fn name_homes(&mut self, now: i64, out: &mut Vec<Output>) {
+        if !self.members.is_flushed() {
+            return;
+        }
+        for (asker, extent) in std::mem::take(&mut self.asking) {
+            let (Objects { segments, .. }, mut cx) = self.split(now, out);
+            let (home, orphaned) = segments.find_home(extent, asker, &mut cx).unzip();
+            let is = |orphaned| FromCoordinator::HomeIs {
+                extent,
+                home,
+                orphaned,
+            };
+            // The new home must not learn of it from others first.
+            if let (Some(home), Some(true)) = (home, orphaned) {
+                out.push(Output::new(home, is(true)));
+            }
+            out.push(Output::new(asker, is(false)));
+        }
     }
 
     /// The semaphore sets that are delegated to a node. What its processes have done to them since
@@ -203,6 +235,14 @@ impl Core {
     #[must_use]
     pub fn delegated_to(&self, node: NodeId) -> Vec<i32> {
         self.sets.delegated_to(node)
+    }
+
+    /// A member that has to [leave](Core::leave), as it and another one cannot reach each other.
+    /// `silence` says for how many milliseconds nothing was heard of a member.
+    #[must_use]
+    pub fn condemned(&self, silence: impl Fn(NodeId) -> u64) -> Option<NodeId> {
+        let epoch = |node| self.members.epoch(node).unwrap_or(0);
+        self.complaints.judge(silence, epoch)
     }
 
     /// A message from a node, with the raw bytes that follow it; `now` is in seconds since the
@@ -310,9 +350,19 @@ impl Core {
                 segments.sharing(from, segment, &mut cx)
             }
             ToCoordinator::FindHome { extent } => {
-                let (Objects { segments, .. }, mut cx) = self.split(now, out);
-                let home = segments.find_home(extent, from, &mut cx);
-                out.push(Output::new(from, FromCoordinator::HomeIs { extent, home }));
+                self.asking.push((from, extent));
+                self.name_homes(now, out);
+                true
+            }
+            ToCoordinator::Unreachable { node, epoch } => {
+                if node != from && self.members.epoch(node) == Some(epoch) {
+                    self.complaints.note(from, node);
+                }
+                true
+            }
+            ToCoordinator::Flushed { view } => {
+                self.members.flushed(from, view);
+                self.name_homes(now, out);
                 true
             }
             ToCoordinator::FindSegment { segment } => {
@@ -536,7 +586,9 @@ impl Core {
             };
             out.extend(others.map(joined));
         }
-        out.push(Output::new(newcomer, FromCoordinator::Members { members }));
+        let view = self.members.view();
+        let members = FromCoordinator::Members { members, view };
+        out.push(Output::new(newcomer, members));
     }
 }
 

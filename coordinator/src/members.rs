@@ -4,9 +4,9 @@
 //! gets its number back; a newcomer takes a slot that nobody has had for as long as there is one.
 //! The epoch, never the slot, tells one membership from another.
 
-use migshm_protocol::NodeId;
 use migshm_protocol::control::Member;
 use migshm_protocol::ids::MAX_NODES;
+use migshm_protocol::{NodeId, NodeSet};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -31,6 +31,10 @@ pub enum JoinError {
 pub(crate) struct Members {
     slots: Vec<Slot>,
     epoch: u64,
+    /// The epoch at which a member left last.
+    view: u64,
+    /// Members that other members' messages from before that may still reach.
+    unflushed: NodeSet,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -86,15 +90,42 @@ impl Members {
         Ok((node_id(slot), self.epoch))
     }
 
-    /// False if the node is no member.
+    /// Begins a view without the node; false if it is no member.
     pub(crate) fn leave(&mut self, node: NodeId) -> bool {
-        self.slots
-            .get_mut(usize::from(node.0))
-            .is_some_and(|slot| slot.membership.take().is_some())
+        let slot = self.slots.get_mut(usize::from(node.0));
+        if slot.and_then(|slot| slot.membership.take()).is_none() {
+            return false;
+        }
+        self.epoch += 1;
+        self.view = self.epoch;
+        self.unflushed = self.nodes().collect();
+        true
+    }
+
+    /// Number of the view, which began when a member left last; 0 if none ever has.
+    pub(crate) fn view(&self) -> u64 {
+        self.view
+    }
+
+    /// Nothing that was sent to the member in an earlier view can reach it any more.
+    pub(crate) fn flushed(&mut self, node: NodeId, view: u64) {
+        if view == self.view {
+            self.unflushed.remove(node);
+        }
+    }
+
+    /// Whether that holds for all members: what they have said of homes is all that there is.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.unflushed.is_empty()
     }
 
     pub(crate) fn contains(&self, node: NodeId) -> bool {
         self.membership(node).is_some()
+    }
+
+    /// The epoch of a member.
+    pub(crate) fn epoch(&self, node: NodeId) -> Option<u64> {
+        self.membership(node).map(|m| m.epoch)
     }
 
     pub(crate) fn list(&self) -> Vec<Member> {
@@ -196,7 +227,8 @@ mod tests {
         members.epoch = u64::MAX;
         let mut frame = Vec::new();
         let members = members.list();
-        codec::encode_frame(&FromCoordinator::Members { members }, &[], &mut frame).unwrap();
+        let message = FromCoordinator::Members { members, view: 1 };
+        codec::encode_frame(&message, &[], &mut frame).unwrap();
         let (_, body) = frame.split_at(codec::FRAME_HEADER);
         assert!(body.len() + 8 * MAX_NODES <= MAX_REMOTE);
         codec::decode::<FromCoordinator>(body).unwrap();

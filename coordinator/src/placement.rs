@@ -3,7 +3,7 @@
 //! ```text
 //! Unused ── first attach, fits the node ───▶ Solo(A) ── attach from B, A is asked ──▶ Arming(A)
 //!    │                                          │                                        │
-//!    └── does not fit ──▶ Shared(no default) ◀──┴─ A leaves (contents are lost) ─────────┤
+//!    └── does not fit ──▶ Shared(no default) ◀──┴─ A dies, its extents are orphans ──────┤
 //!                                                                                        │
 //!                         Shared(default A) ◀──────────────────────── A says it shares ──┘
 //! ```
@@ -52,7 +52,10 @@ pub(crate) struct Pages {
     /// In whole pages.
     bytes: u64,
     usage: Usage,
-    homes: BTreeMap<u32, NodeId>,
+    /// Of extents that have a home of their own; `None` if it has died.
+    homes: BTreeMap<u32, Option<NodeId>>,
+    /// Whether the home of all other extents has died.
+    default_died: bool,
     reserved: BTreeMap<NodeId, u64>,
     /// The nodes that may keep something of the segment.
     known_to: NodeSet,
@@ -78,6 +81,7 @@ impl Pages {
             bytes: size.next_multiple_of(PAGE_SIZE as u64),
             usage: Usage::Unused,
             homes: BTreeMap::default(),
+            default_died: false,
             reserved: BTreeMap::new(),
             known_to: NodeSet::default(),
         }
@@ -145,12 +149,15 @@ impl Pages {
 
     /// A node is gone, with what it held; returns the attaches that waited for it.
     pub(crate) fn lose(&mut self, node: NodeId) -> Vec<WaitingAttach> {
-        self.homes.retain(|_, home| *home != node);
+        for home in self.homes.values_mut() {
+            home.take_if(|home| *home == node);
+        }
         self.reserved.remove(&node);
         self.known_to.remove(node);
         if self.default_home() != Some(node) {
             return Vec::new();
         }
+        self.default_died = true;
         match std::mem::replace(&mut self.usage, Usage::Shared { default_home: None }) {
             Usage::Arming { waiting, .. } => waiting,
             _ => Vec::new(),
@@ -164,27 +171,37 @@ impl Pages {
     }
 
     /// The home of an extent; assigns one if need be. `None` if nobody has room for it, or if
-    /// `asker` has nothing to do with the segment, or if there is no such extent.
+    /// `asker` has nothing to do with the segment, or if there is no such extent. Also whether it
+    /// takes the place of one that has died.
     pub(crate) fn find_home(
         &mut self,
         extent: u32,
         asker: NodeId,
         members: &mut Members,
-    ) -> Option<NodeId> {
+    ) -> Option<(NodeId, bool)> {
         let bytes = self.extent_bytes(extent)?;
         if !self.is_known_to(asker) {
             return None;
         }
         if let Some(home) = self.home(extent) {
-            return Some(home);
+            return Some((home, false));
         }
+        let orphaned = self.is_orphan(extent);
         let home = if members.has_room(asker, bytes) {
             asker
         } else {
             members.roomiest(bytes)?
         };
         self.settle(extent, home, bytes, members);
-        Some(home)
+        Some((home, orphaned))
+    }
+
+    /// Whether the home of an extent has died, and has no successor.
+    pub(crate) fn is_orphan(&self, extent: u32) -> bool {
+        match self.homes.get(&extent) {
+            Some(home) => home.is_none(),
+            None => self.default_died,
+        }
     }
 
     /// Whether the home of an extent may move from one node to another.
@@ -236,7 +253,10 @@ impl Pages {
     }
 
     fn home(&self, extent: u32) -> Option<NodeId> {
-        self.homes.get(&extent).copied().or(self.default_home())
+        match self.homes.get(&extent) {
+            Some(home) => *home,
+            None => self.default_home(),
+        }
     }
 
     fn default_home(&self) -> Option<NodeId> {
@@ -248,7 +268,7 @@ impl Pages {
     }
 
     fn settle(&mut self, extent: u32, home: NodeId, bytes: u64, members: &mut Members) {
-        self.homes.insert(extent, home);
+        self.homes.insert(extent, Some(home));
         self.known_to.insert(home);
         self.reserve(home, bytes, members);
     }

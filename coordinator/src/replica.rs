@@ -195,6 +195,12 @@ impl Replica {
         Ok(true)
     }
 
+    /// As [`Core::condemned`].
+    #[must_use]
+    pub fn condemned(&self, silence: impl Fn(NodeId) -> u64) -> Option<NodeId> {
+        self.core.condemned(silence)
+    }
+
     /// The settings in force.
     #[must_use]
     pub fn settings(&self) -> &Settings {

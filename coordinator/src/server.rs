@@ -332,6 +332,7 @@ impl Server {
             if state.is_beyond_bounds(node) {
                 return Ending::Final("it does not say what it has received".to_owned());
             }
+            state.part_condemned();
         }
     }
 
@@ -611,6 +612,22 @@ impl State {
         }
         let delegated = !self.replica.delegated_to(node).is_empty();
         delegated.then(|| member.heard + LEASE)
+    }
+
+    /// Ends the links of members that have to go; their memberships end with them.
+    fn part_condemned(&mut self) {
+        let silence = |node: NodeId| {
+            let member = self.members.get(&node);
+            let silence = member.map_or(Duration::ZERO, |member| member.heard.elapsed());
+            u64::try_from(silence.as_millis()).unwrap_or(u64::MAX)
+        };
+        let condemned = self.replica.condemned(silence);
+        if let Some(member) = condemned.and_then(|node| self.members.get_mut(&node)) {
+            member.leaves = true;
+            if let Some(link) = &member.link {
+                link.sender().close("another member cannot reach it");
+            }
+        }
     }
 
     /// Ends the membership of a node that has come back as another.

@@ -341,14 +341,18 @@ impl Segments {
         true
     }
 
-    /// See [`Pages::find_home`].
+    /// See [`Pages::find_home`]. With release consistency a home that has died has no successor.
     pub(crate) fn find_home(
         &mut self,
         extent: Extent,
         asker: NodeId,
         cx: &mut Context<'_>,
-    ) -> Option<NodeId> {
+    ) -> Option<(NodeId, bool)> {
         let (_, segment) = self.find(extent.segment)?;
+        let is_lost = segment.pages.is_orphan(extent.index);
+        if is_lost && segment.consistency == Consistency::Release {
+            return None;
+        }
         segment.pages.find_home(extent.index, asker, cx.members)
     }
 

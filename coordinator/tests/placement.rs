@@ -27,7 +27,9 @@ fn home(cluster: &mut Cluster, asker: NodeId, segment: SegmentId, index: u32) ->
     let extent = Extent { segment, index };
     cluster.send(asker, ToCoordinator::FindHome { extent });
     match cluster.told(asker).pop() {
-        Some(FromCoordinator::HomeIs { extent: of, home }) if of == extent => home,
+        Some(FromCoordinator::HomeIs {
+            extent: of, home, ..
+        }) if of == extent => home,
         other => panic!("not an answer to FindHome: {other:?}"),
     }
 }
@@ -42,7 +44,7 @@ mod membership {
         let b = cluster.join("b", MIB);
         let told_of = |cluster: &mut Cluster, node| {
             let names = |news| match news {
-                FromCoordinator::Members { members } => members,
+                FromCoordinator::Members { members, .. } => members,
                 FromCoordinator::Joined { member } => vec![member],
                 other => panic!("not of a member: {other:?}"),
             };
@@ -58,7 +60,8 @@ mod membership {
         assert_eq!(told_of(&mut cluster, b), [vec![first, second]]);
         cluster.leave(a);
         assert_eq!(cluster.told(a), []);
-        assert_eq!(cluster.told(b), [FromCoordinator::Left { node: a }]);
+        let view = 3;
+        assert_eq!(cluster.told(b), [FromCoordinator::Left { node: a, view }]);
     }
 
     #[test]
@@ -236,6 +239,57 @@ fn if_the_sole_user_leaves_the_attaches_go_on() {
 }
 
 #[test]
+fn homes_of_a_dead_node_are_named_again_once_all_have_flushed() {
+    let (mut cluster, [a, b, c]) = Cluster::with_nodes([8 * MIB; 3]);
+    let (p, q, r) = (root(a, 10), root(b, 20), root(c, 30));
+    let (id, Attachment { segment, .. }, _) = segment(&mut cluster, &p, 2 * EXTENT);
+    let pending = [cluster.start_shmat(&q, id), cluster.start_shmat(&r, id)];
+    cluster.send(a, ToCoordinator::Sharing { segment });
+    for pending in pending {
+        cluster.attached(pending).unwrap().unwrap();
+    }
+    // One home moves; the word of another move has yet to come.
+    let [moved, moving] = [0, 1].map(|index| Extent { segment, index });
+    cluster.send(b, ToCoordinator::HomeMoved { extent: moved });
+    cluster.leave(a);
+    let view = match cluster.told(c).pop() {
+        Some(FromCoordinator::Left { node, view }) if node == a => view,
+        other => panic!("not that it has left: {other:?}"),
+    };
+    cluster.told(b);
+    for extent in [moved, moving] {
+        cluster.send(c, ToCoordinator::FindHome { extent });
+    }
+    cluster.send(b, ToCoordinator::HomeMoved { extent: moving });
+    cluster.send(c, ToCoordinator::Flushed { view });
+    assert_eq!(cluster.told(c), [], "b has yet to flush");
+    cluster.send(b, ToCoordinator::Flushed { view });
+    let at_b = |extent| FromCoordinator::HomeIs {
+        extent,
+        home: Some(b),
+        orphaned: false,
+    };
+    assert_eq!(cluster.told(c), [at_b(moved), at_b(moving)]);
+    // What nobody has taken over goes to who asks, who is told what that means.
+    cluster.leave(b);
+    let view = match cluster.told(c).pop() {
+        Some(FromCoordinator::Left { node, view: next }) if node == b && next > view => next,
+        other => panic!("not that it has left: {other:?}"),
+    };
+    cluster.send(c, ToCoordinator::Flushed { view });
+    let extent = moved;
+    cluster.send(c, ToCoordinator::FindHome { extent });
+    let is = |orphaned| FromCoordinator::HomeIs {
+        extent,
+        home: Some(c),
+        orphaned,
+    };
+    assert_eq!(cluster.told(c), [is(true), is(false)]);
+    cluster.send(c, ToCoordinator::FindHome { extent });
+    assert_eq!(cluster.told(c), [is(false)]);
+}
+
+#[test]
 fn a_waiting_attach_can_be_cancelled_and_dies_with_its_process_or_node() {
     let (mut cluster, [a, b, c]) = Cluster::with_nodes([8 * MIB; 3]);
     let (p, q, r) = (root(a, 10), root(b, 20), root(c, 30));
@@ -373,7 +427,10 @@ fn homes_that_leave_are_forgotten() {
         [Some(a), Some(b)]
     );
     cluster.leave(b);
-    cluster.told(a);
+    let Some(FromCoordinator::Left { view, .. }) = cluster.told(a).pop() else {
+        panic!("it is told");
+    };
+    cluster.send(a, ToCoordinator::Flushed { view });
     assert_eq!(
         [0, 1].map(|index| home(&mut cluster, a, segment, index)),
         [Some(a), None]

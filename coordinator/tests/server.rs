@@ -177,7 +177,9 @@ impl Node {
 
     async fn members(&mut self) -> Vec<String> {
         match self.hear().await {
-            FromCoordinator::Members { members } => members.into_iter().map(|m| m.name).collect(),
+            FromCoordinator::Members { members, .. } => {
+                members.into_iter().map(|m| m.name).collect()
+            }
             other => panic!("{other:?} instead of the members"),
         }
     }
@@ -265,7 +267,7 @@ async fn members_hear_of_each_other_and_their_calls_are_answered() {
 
     let slot = b.slot;
     b.carrier.sender().finish().await;
-    assert_eq!(a.hear().await, FromCoordinator::Left { node: slot });
+    assert!(matches!(a.hear().await, FromCoordinator::Left { node, .. } if node == slot));
 }
 
 #[tokio::test]
@@ -339,7 +341,8 @@ async fn garbage_ends_its_own_link_only() {
         error.starts_with("the peer closed the link: malformed message"),
         "{error}"
     );
-    assert_eq!(a.hear().await, FromCoordinator::Left { node: b.slot });
+    let slot = b.slot;
+    assert!(matches!(a.hear().await, FromCoordinator::Left { node, .. } if node == slot));
     assert!(cluster.resume(&mut b, "b").await.is_err());
 
     let mut hasty = cluster.connect(&Peer::node("b").unwrap()).await;

@@ -29,7 +29,7 @@ use migshm_protocol::control::{FromCoordinator, Member, Placement, ToCoordinator
 use migshm_protocol::ids::PAGE_SIZE;
 use migshm_protocol::local::Pieces;
 use migshm_protocol::page::PeerMessage;
-use migshm_protocol::{NodeId, ProcessId, SegmentId};
+use migshm_protocol::{Extent, NodeId, ProcessId, SegmentId};
 use migshm_transport::{Endpoint, FrameSender};
 use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::io::unix::AsyncFd;
@@ -37,6 +37,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use crate::cached::Cached;
+use crate::delegation::LEASE;
 use crate::exits::Exits;
 use crate::local::{Sender, Socket};
 use crate::membership::Remote;
@@ -110,6 +111,10 @@ pub struct Node {
     pub(crate) hearing: bool,
     /// Messages about segments whose memory is not here, until the coordinator has told.
     pub(crate) unknown: FxHashMap<SegmentId, Vec<(NodeId, PeerMessage, Bytes)>>,
+    /// What must not pass those.
+    pub(crate) behind: FxHashMap<NodeId, Vec<(PeerMessage, Bytes)>>,
+    /// Extents that this node is to adopt, whose segments' memory is not here.
+    pub(crate) orphans: Vec<Extent>,
     /// Segments that are tracked as soon as attaches under way are mapped.
     pub(crate) arming: FxHashSet<SegmentId>,
     /// Granted attaches by processes that may only read, of segments that have to be tracked first:
@@ -121,6 +126,8 @@ pub struct Node {
     pub(crate) unmapped: u64,
     /// Semaphore sets that are delegated to this node.
     pub(crate) sets: Sets,
+    /// Until when processes may use shared pages, in milliseconds of `CLOCK_BOOTTIME`, in a cluster.
+    pub(crate) lease: u64,
     /// A set was delegated: somebody has to extend the lease.
     pub(crate) delegated: Rc<Notify>,
     /// Requests that the coordinator has not answered.
@@ -304,11 +311,14 @@ impl Node {
                 mapping: FxHashMap::default(),
                 hearing: false,
                 unknown: FxHashMap::default(),
+                behind: FxHashMap::default(),
+                orphans: Vec::new(),
                 arming: FxHashSet::default(),
                 held: FxHashMap::default(),
                 turns: Turns::default(),
                 unmapped: 0,
                 sets: Sets::default(),
+                lease: boottime() + LEASE,
                 delegated: Rc::new(Notify::new()),
                 pending: FxHashMap::default(),
                 cached: Cached::default(),
@@ -411,7 +421,11 @@ impl Node {
                 self.arming.insert(segment);
                 self.try_arm(segment);
             }
-            FromCoordinator::HomeIs { extent, home } => self.on_home(extent, home),
+            FromCoordinator::HomeIs {
+                extent,
+                home,
+                orphaned,
+            } => self.on_home(extent, home, orphaned),
             FromCoordinator::MoveHome { extent, to } => self.move_home(extent, to),
             FromCoordinator::SegmentIs {
                 segment,
@@ -426,13 +440,14 @@ impl Node {
                 requests,
             } => self.on_account(number, segment, from, requests),
             FromCoordinator::Destroyed { segment } => self.on_destroyed(segment),
-            FromCoordinator::Members { members } => {
+            FromCoordinator::Members { members, view } => {
+                self.engine.join_view(view);
                 members
                     .into_iter()
                     .for_each(|member| self.on_joined(member));
             }
             FromCoordinator::Joined { member } => self.on_joined(member),
-            FromCoordinator::Left { node } => self.on_left(node),
+            FromCoordinator::Left { node, view } => self.on_left(node, view),
             FromCoordinator::Welcome { .. }
             | FromCoordinator::Resumed
             | FromCoordinator::Refused { .. } => {
@@ -446,12 +461,15 @@ impl Node {
         tracing::error!(
             node = self.name,
             reason,
-            "lost the coordinator; System V calls now fail with ENOSYS"
+            "lost the coordinator; System V calls now fail with ENOSYS, shared pages raise SIGBUS"
         );
         for set in self.sets.delegated() {
             self.sets.remove(set);
         }
         self.coordinator = Coordinator::Lost;
+        if self.endpoint.is_some() {
+            self.memory.condemn();
+        }
         let ids: Vec<u64> = self.pending.keys().copied().collect();
         for id in ids {
             self.answer_unserved(id);

@@ -9,10 +9,10 @@ use migshm_transport::FrameSender;
 use crate::daemon::{Coordinator, Node, Pending, boottime};
 use crate::local;
 
-/// For how long after the coordinator was asked something and answered, processes may operate on
-/// sets that are delegated to this node, in milliseconds: less than the silence after which the
-/// coordinator takes them back.
-const LEASE: u64 = 2_500;
+/// For how long after the coordinator was asked something and answered, processes may use shared
+/// pages, and operate on sets that are delegated to this node, in milliseconds: less than the silence
+/// after which the coordinator takes the node for dead.
+pub(crate) const LEASE: u64 = 2_500;
 
 impl Node {
     /// A `semop` succeeded, and its set is this node's for now.
@@ -76,16 +76,29 @@ impl Node {
         }
     }
 
-    /// Extends the lease on the delegated sets, or asks the coordinator whether it may. False if
-    /// there are none.
+    /// Asks the coordinator whether the lease on shared pages and delegated sets may be extended, or,
+    /// where it is in this daemon, extends it. False if there is nothing to extend.
+    ///
+    /// If the lease has ended, the cluster may have gone on without this node: then its processes have to
+    /// wait until the coordinator has answered.
     pub(crate) fn extend_lease(&mut self) -> bool {
-        if self.sets.delegated().is_empty() {
+        let now = boottime();
+        let is_remote = match &self.coordinator {
+            Coordinator::Remote(_) => true,
+            Coordinator::Embedded(_) | Coordinator::Lost => false,
+        };
+        if is_remote && now >= self.lease && !self.memory.is_fenced() {
+            tracing::warn!(
+                "no word from the coordinator: shared pages are out of reach until it answers"
+            );
+            self.memory.fence();
+        }
+        if !is_remote && self.sets.delegated().is_empty() {
             return false;
         }
         // A coordinator that cannot be reached would hear it too late.
         if self.coordinator.is_reachable() {
-            let number = boottime();
-            self.tell(ToCoordinator::Query { number }, &[]);
+            self.tell(ToCoordinator::Query { number: now }, &[]);
             self.settle();
         }
         true
@@ -106,5 +119,10 @@ impl Node {
     /// What the coordinator was asked at this time it has answered: this node is a member.
     pub(crate) fn on_present(&mut self, asked: u64) {
         self.sets.extend(asked + LEASE);
+        self.lease = self.lease.max(asked + LEASE);
+        if self.memory.is_fenced() && boottime() < self.lease {
+            tracing::info!("the coordinator answers: shared pages are in reach again");
+            self.memory.unfence();
+        }
     }
 }

@@ -16,6 +16,7 @@ mod daemon;
 mod delegation;
 mod exits;
 mod local;
+mod members;
 mod membership;
 mod memory;
 mod pages;

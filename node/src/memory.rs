@@ -31,7 +31,7 @@ use std::os::fd::OwnedFd;
 
 use migshm_coherence::PageSet;
 use migshm_coherence::release::Diff;
-use migshm_protocol::ids::PAGE_SIZE;
+use migshm_protocol::ids::{EXTENT_PAGES, PAGE_SIZE};
 use migshm_protocol::page::Access;
 use migshm_protocol::{Extent, Page, SegmentId};
 use rustc_hash::FxHashMap;
@@ -64,8 +64,20 @@ pub struct Memory {
     woken: VecDeque<(Page, Waiter)>,
     /// Pages that some replica has, or had.
     replicated: Cached,
-    /// Pages that came and that the page cache did not take: what they contain.
+    /// Pages that are here and not in the page cache, as that did not take them, or as they are behind the
+    /// fence: what they contain.
     unplaced: FxHashMap<Page, Box<[u8]>>,
+    fence: Fence,
+}
+
+/// Whether processes get at tracked pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fence {
+    Open,
+    /// They wait.
+    Closed,
+    /// They get SIGBUS.
+    Condemned,
 }
 
 /// A thread that waits for a page.
@@ -95,6 +107,7 @@ impl Memory {
             woken: VecDeque::with_capacity(WOKEN),
             replicated: Cached::default(),
             unplaced: FxHashMap::default(),
+            fence: Fence::Open,
         })
     }
 
@@ -237,6 +250,81 @@ impl Memory {
     }
 }
 
+/// The fence: while it is closed no process gets at a page of a tracked segment. What is there is kept
+/// aside, and what comes is kept there too; who touches a page waits.
+impl Memory {
+    /// Whether processes are kept from tracked pages.
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        self.fence != Fence::Open
+    }
+
+    /// Closes the fence.
+    pub fn fence(&mut self) {
+        if self.is_fenced() {
+            return;
+        }
+        self.fence = Fence::Closed;
+        let tracked = self.segments.iter().filter(|(_, s)| s.is_tracked());
+        let tracked: Vec<(SegmentId, u32)> = tracked.map(|(id, s)| (*id, s.pages())).collect();
+        for (segment, pages) in tracked {
+            for index in 0..pages.div_ceil(EXTENT_PAGES) {
+                self.set_aside(Extent { segment, index });
+            }
+        }
+    }
+
+    fn set_aside(&mut self, extent: Extent) {
+        let Some(segment) = self.segments.get(&extent.segment) else {
+            return;
+        };
+        let present = segment.present(extent);
+        for index in (0..EXTENT_PAGES).filter(|&index| present.contains(index)) {
+            let page = Page {
+                segment: extent.segment,
+                index: extent.first_page() + index,
+            };
+            // Nobody writes it between its copy and its end.
+            self.protect(page.into());
+            let mut contents = vec![0; PAGE_SIZE];
+            self.read(page, &mut contents);
+            self.drop_pages(page.into());
+            self.unplaced.insert(page, contents.into());
+        }
+    }
+
+    /// Opens the fence again: who has waited touches again.
+    pub fn unfence(&mut self) {
+        if self.fence != Fence::Closed {
+            return;
+        }
+        self.fence = Fence::Open;
+        for waiter in std::mem::take(&mut self.waiting).into_values().flatten() {
+            self.spaces
+                .report_again(waiter.space, waiter.address, false);
+        }
+    }
+
+    /// Closes the fence for ever: who waits, or touches a page from now on, gets SIGBUS.
+    pub fn condemn(&mut self) {
+        self.fence();
+        self.fence = Fence::Condemned;
+        for waiter in std::mem::take(&mut self.waiting).into_values().flatten() {
+            self.spaces.poison_at(waiter.space, waiter.address);
+        }
+    }
+
+    /// Has a thread that touches a page wait at the fence, or fail; false if it is open.
+    pub fn stops(&mut self, page: Page, waiter: Waiter) -> bool {
+        match self.fence {
+            Fence::Open => return false,
+            Fence::Closed => self.wait(page, waiter),
+            Fence::Condemned => self.spaces.poison_at(waiter.space, waiter.address),
+        }
+        true
+    }
+}
+
 /// Pages.
 impl Memory {
     /// Remembers that a thread waits for a page.
@@ -268,6 +356,14 @@ impl Memory {
         access: Access,
         contents: impl Fn(u32) -> Option<&'a [u8]>,
     ) {
+        if self.is_fenced() {
+            for (place, page) in (0..).zip(range.iter()) {
+                let zeros = [0; PAGE_SIZE];
+                let contents = contents(place).unwrap_or(&zeros);
+                self.unplaced.insert(page, contents.into());
+            }
+            return;
+        }
         // Each time: a page that goes takes its protection with it.
         match access {
             Access::Read => self.protect(range),
@@ -331,7 +427,7 @@ impl Memory {
     /// Wakes who waits for a page. Those who see a replica have their touch handled again, as
     /// that must be filled first.
     pub fn wake_waiters(&mut self, page: Page) {
-        if self.waiting.is_empty() {
+        if self.waiting.is_empty() || self.is_fenced() {
             return;
         }
         for waiter in self.waiting.remove(&page).unwrap_or_default() {
@@ -355,6 +451,9 @@ impl Memory {
 
     /// Gives pages that are here another access and wakes who waits for them.
     pub fn change(&mut self, range: Range, access: Access) {
+        if self.is_fenced() {
+            return;
+        }
         match access {
             Access::Read => self.protect(range),
             // Of many pages, or of one that nobody waits for yet, all mappings will be written soon.
@@ -383,6 +482,15 @@ impl Memory {
 
     /// Lets a thread go on whose page has come, or was granted, between its fault and now.
     pub fn retry(&mut self, page: Page, space: SpaceId, address: u64, access: Access) {
+        let view = View::Pages;
+        let waiter = Waiter {
+            space,
+            address,
+            view,
+        };
+        if self.stops(page, waiter) {
+            return;
+        }
         if !self.is_present(page) {
             // Unless it is unplaced, the program itself gave it back (MADV_REMOVE): zeros.
             let contents = self.unplaced.get(&page).cloned();
@@ -453,6 +561,12 @@ impl Memory {
         if let Some(bytes) = self.unplaced.get_mut(&page) {
             return diff.apply(bytes);
         }
+        if self.is_fenced() {
+            let mut bytes = [0; PAGE_SIZE];
+            diff.apply(&mut bytes);
+            self.unplaced.insert(page, bytes.into());
+            return;
+        }
         if !self.is_present(page) {
             self.protect(page.into());
             self.put(page, Access::Read, None);
@@ -514,20 +628,21 @@ impl Memory {
     /// Lets a thread that sees a user's replica read a page that is here. If anybody can write the
     /// page, that ends.
     pub fn show(&mut self, page: Page, user: UserId, space: SpaceId, address: u64) {
+        let view = View::Replica(user);
+        let waiter = Waiter {
+            space,
+            address,
+            view,
+        };
+        if self.stops(page, waiter) {
+            return;
+        }
         if !self.is_protected(page) {
             self.protect(page.into());
         }
         match self.fill_replica(page, user) {
             Ok(Done::Yes | Done::Exists) => {
-                let view = View::Replica(user);
-                self.wake(
-                    page,
-                    Waiter {
-                        space,
-                        address,
-                        view,
-                    },
-                );
+                self.wake(page, waiter);
             }
             result => {
                 tracing::error!(%page, user, ?result, "cannot fill replica: SIGBUS for its reader");
@@ -607,7 +722,11 @@ impl migshm_coherence::Memory for Memory {
 
     fn present(&self, extent: Extent) -> PageSet {
         let segment = self.segments.get(&extent.segment);
-        segment.map(|s| s.present(extent)).unwrap_or_default()
+        let mut present = segment.map(|s| s.present(extent)).unwrap_or_default();
+        for page in self.unplaced.keys().filter(|p| p.extent() == extent) {
+            present.insert(page.index % EXTENT_PAGES);
+        }
+        present
     }
 }
 

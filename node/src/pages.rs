@@ -5,17 +5,16 @@ use bytes::Bytes;
 use migshm_coherence::release::Input as ReleaseInput;
 use migshm_coherence::{Action, Body, Fill, Input, Lock, Push, Time, Touch, first_run, gather};
 use migshm_protocol::call::Consistency;
-use migshm_protocol::control::{Member, Placement, ToCoordinator};
+use migshm_protocol::control::{Placement, ToCoordinator};
 use migshm_protocol::ids::{EXTENT_PAGES, PAGE_SIZE};
 use migshm_protocol::page::{
     Access, Contents, MAX_RUN, PageMessage, PageRun, PeerMessage, Subject,
 };
 use migshm_protocol::{Extent, NodeId, Page, SegmentId};
-use migshm_transport::FrameSender;
 
 use crate::daemon::{Attaching, Node};
+use crate::members;
 use crate::memory::{Range, Report, SpaceId, View, Waiter};
-use crate::tasks;
 
 /// Of a node's memory, the part that pages with homes elsewhere may take (the coordinator gives
 /// away the rest): one quarter.
@@ -29,7 +28,7 @@ const EVICTION_BATCH: usize = MAX_RUN as usize;
 const PREFETCH_SHARE: usize = 4;
 
 impl Node {
-    fn drive(&mut self, input: Input<Bytes>) {
+    pub(crate) fn drive(&mut self, input: Input<Bytes>) {
         self.drive_all(std::iter::once(input));
     }
 
@@ -101,9 +100,18 @@ impl Node {
                 self.tell(ToCoordinator::HomeMoved { extent }, &[]);
             }
             Action::Fail { page } => {
-                tracing::error!(%page, "no node has memory left for this page: SIGBUS");
+                tracing::warn!(%page, "a page is lost, or no node has memory for it: SIGBUS");
                 self.memory.poison(*page);
             }
+            Action::Flush { to, view } => {
+                let message = PeerMessage::Flush { view: *view };
+                self.send_peer(*to, message, Bytes::new());
+            }
+            Action::Flushed { view } => {
+                let view = *view;
+                self.tell(ToCoordinator::Flushed { view }, &[]);
+            }
+            Action::Lost { extent, pages } => members::log_loss(*extent, pages),
         }
     }
 
@@ -113,7 +121,9 @@ impl Node {
             self.cache_extent(*extent);
         }
         self.log_sent(to, run);
-        let peer = self.peers.entry(to).or_default();
+        let Some(peer) = self.peers.get_mut(&to) else {
+            return;
+        };
         let range = |page: Page| Range::of(page, run.pages.into());
         let Some(link) = &peer.link else {
             let mut bytes = Vec::new();
@@ -173,15 +183,6 @@ impl Node {
         self.drive_all(pushes.into_iter().map(push));
     }
 
-    /// Sends a message to another node, or has it wait for a link.
-    pub(crate) fn send_peer(&mut self, to: NodeId, message: PeerMessage, raw: Bytes) {
-        let peer = self.peers.entry(to).or_default();
-        match &peer.link {
-            Some(link) => link.send(&message, &raw),
-            None => peer.backlog.push((message, raw)),
-        }
-    }
-
     /// The time that the engine wanted to be told of has come.
     pub(crate) fn on_timeout(&mut self) {
         self.timer_set = None;
@@ -190,29 +191,8 @@ impl Node {
         self.settle();
     }
 
-    /// A message of another node.
-    pub(crate) fn on_peer(&mut self, from: NodeId, message: PeerMessage, raw: Bytes) {
-        if let PeerMessage::Sequential(run) = &message {
-            self.note_arrival(run);
-        }
-        let segment = message.segment();
-        if self.memory.is_tracked(segment) {
-            let waiting = self.memory.waiting();
-            self.deliver(from, message, raw);
-            self.expect(waiting);
-        } else {
-            // This node may have been made a home of a segment that nobody here has attached.
-            let held = self.unknown.entry(segment).or_default();
-            held.push((from, message, raw));
-            if held.len() == 1 {
-                self.tell(ToCoordinator::FindSegment { segment }, &[]);
-            }
-        }
-        self.settle();
-    }
-
     /// What comes next, after a message while so many threads waited.
-    fn expect(&mut self, waiting: usize) {
+    pub(crate) fn expect(&mut self, waiting: usize) {
         let now = now();
         match self.memory.waiting() {
             left if left >= waiting => {}
@@ -225,7 +205,7 @@ impl Node {
     }
 
     /// Learns from a message of another node, before it has its effect.
-    fn note_arrival(&mut self, run: &PageRun) {
+    pub(crate) fn note_arrival(&mut self, run: &PageRun) {
         match run.message {
             PageMessage::Invalidate { requester, .. } => {
                 let now = now();
@@ -255,10 +235,11 @@ impl Node {
         }
     }
 
-    fn deliver(&mut self, from: NodeId, message: PeerMessage, raw: Bytes) {
+    pub(crate) fn deliver(&mut self, from: NodeId, message: PeerMessage, raw: Bytes) {
         match message {
             PeerMessage::Sequential(run) => self.deliver_run(from, &run, &raw),
             PeerMessage::Release(message) => self.deliver_release(from, message, &raw),
+            PeerMessage::Flush { .. } => {}
         }
     }
 
@@ -281,7 +262,10 @@ impl Node {
             message,
             data: contents(place),
         }));
-        if let PageMessage::Grant { page, .. } | PageMessage::Decline { page, .. } = run.message {
+        if let PageMessage::Grant { page, .. }
+        | PageMessage::Decline { page, .. }
+        | PageMessage::Lost { page } = run.message
+        {
             let last = Page {
                 index: page.index + u32::from(run.pages) - 1,
                 ..page
@@ -330,54 +314,25 @@ impl Node {
         default_home: Option<NodeId>,
     ) {
         let held = self.unknown.remove(&segment).unwrap_or_default();
-        let Some(size) = size else { return };
         let placement = Placement::Shared { default_home };
-        if let Err(error) = self.prepare(segment, size, consistency, placement) {
-            tracing::error!(segment = segment.0, %error, "cannot make the segment's memory");
-            return;
+        let made = size.map(|size| self.prepare(segment, size, consistency, placement));
+        match made {
+            Some(Ok(())) => {
+                let is_of_it = |extent: &mut Extent| extent.segment == segment;
+                let orphans: Vec<Extent> = self.orphans.extract_if(.., is_of_it).collect();
+                for extent in orphans {
+                    self.on_home(extent, Some(self.id), true);
+                }
+                for (from, message, raw) in held {
+                    self.deliver(from, message, raw);
+                }
+            }
+            Some(Err(error)) => {
+                tracing::error!(segment = segment.0, %error, "cannot make the segment's memory");
+            }
+            None => {}
         }
-        for (from, message, raw) in held {
-            self.deliver(from, message, raw);
-        }
-    }
-
-    /// A link to a member stands: what waited for it goes out.
-    ///
-    /// Returns the link's number, for [`Node::on_link_lost`].
-    pub(crate) fn on_link(&mut self, peer: NodeId, link: FrameSender) -> u64 {
-        let number = self.next_id();
-        let entry = self.peers.entry(peer).or_default();
-        for (message, bytes) in entry.backlog.drain(..) {
-            link.send(&message, &bytes);
-        }
-        entry.link = Some(link);
-        entry.number = number;
-        number
-    }
-
-    /// A node is a member: the one with the lower slot opens the link.
-    pub(crate) fn on_joined(&mut self, member: Member) {
-        let at = self.members.partition_point(|m| m.node < member.node);
-        self.members.insert(at, member.clone());
-        self.members_changed.notify_waiters();
-        if member.node > self.id {
-            tasks::connect_peer(self, member);
-        }
-    }
-
-    /// A node is a member no longer.
-    pub(crate) fn on_left(&mut self, node: NodeId) {
-        self.members.retain(|member| member.node != node);
-        self.peers.remove(&node);
-        self.drive_release(ReleaseInput::Left { node });
-        self.members_changed.notify_waiters();
-    }
-
-    /// A link to a member is gone, perhaps after the next one stood.
-    pub(crate) fn on_link_lost(&mut self, peer: NodeId, number: u64) {
-        if let Some(entry) = self.peers.get_mut(&peer).filter(|p| p.number == number) {
-            entry.link = None;
-        }
+        self.catch_up();
     }
 
     /// Something happened in an address space.
@@ -401,6 +356,14 @@ impl Node {
             return self.memory.spaces.poison_at(space, address);
         };
         self.counters.faults += 1;
+        let waiter = Waiter {
+            space,
+            address,
+            view,
+        };
+        if self.memory.stops(page, waiter) {
+            return;
+        }
         if let View::Replica(user) = view {
             return self.on_reader(page, user, space, address);
         }
@@ -416,14 +379,7 @@ impl Node {
                     self.memory.retry(page, space, address, access);
                 }
             }
-            _ => {
-                let waiter = Waiter {
-                    space,
-                    address,
-                    view,
-                };
-                self.request(page, waiter, wanted);
-            }
+            _ => self.request(page, waiter, wanted),
         }
     }
 
@@ -562,11 +518,21 @@ impl Node {
         }
     }
 
-    pub(crate) fn on_home(&mut self, extent: Extent, home: Option<NodeId>) {
+    /// Where an extent's home is; `orphaned`: here, instead of at a node that has died.
+    pub(crate) fn on_home(&mut self, extent: Extent, home: Option<NodeId>, orphaned: bool) {
         if self.with_release.contains(&extent.segment) {
             return self.drive_release(ReleaseInput::HomeIs { extent, home });
         }
-        self.drive(Input::HomeIs { extent, home });
+        if orphaned && !self.memory.is_tracked(extent.segment) {
+            let segment = extent.segment;
+            self.orphans.push(extent);
+            return self.tell(ToCoordinator::FindSegment { segment }, &[]);
+        }
+        self.drive(Input::HomeIs {
+            extent,
+            home,
+            orphaned,
+        });
     }
 
     pub(crate) fn on_destroyed(&mut self, segment: SegmentId) {
@@ -574,6 +540,7 @@ impl Node {
         self.remove_from_release(segment);
         self.memory.remove_segment(segment);
         self.arming.remove(&segment);
+        self.orphans.retain(|extent| extent.segment != segment);
         self.turns.remove_segment(segment);
         self.policy.retain(|extent| extent.segment != segment);
         self.carry.retain(|page| page.segment != segment);

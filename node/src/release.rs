@@ -64,6 +64,8 @@ fn passes(message: &ToCoordinator) -> bool {
         message,
         ToCoordinator::Query { .. }
             | ToCoordinator::FindHome { .. }
+            | ToCoordinator::Flushed { .. }
+            | ToCoordinator::Unreachable { .. }
             | ToCoordinator::FindSegment { .. }
             | ToCoordinator::ProposeHome { .. }
             | ToCoordinator::HomeMoved { .. }

@@ -190,7 +190,7 @@ pub async fn probe(node: Shared) {
     }
 }
 
-/// Extends the lease on delegated semaphore sets while there are any, for ever.
+/// Extends the lease on pages and delegated semaphore sets while there is a coordinator, for ever.
 pub async fn keep_lease(node: Shared) {
     let delegated = Rc::clone(&node.borrow().delegated);
     loop {
@@ -312,7 +312,10 @@ pub fn connect_peer(node: &Node, member: Member) {
             }
             match endpoint.connect(member.address, &expected).await {
                 Ok(link) => hear_peer(node, link).await,
-                Err(error) => tracing::warn!(peer = member.name, %error, "cannot reach a member"),
+                Err(error) => {
+                    tracing::warn!(peer = member.name, %error, "cannot reach a member");
+                    node.borrow_mut().on_unreachable(member.node);
+                }
             }
             tokio::time::sleep(RECONNECT_PAUSE).await;
         }
@@ -344,28 +347,36 @@ async fn hear_peer(node: Shared, link: Link) {
             return;
         }
     };
-    let number = {
-        let mut node = node.borrow_mut();
-        node.on_link(from, sender.clone())
-    };
-    loop {
+    let linked = node.borrow_mut().on_link(from, sender.clone());
+    let Some(number) = linked else { return };
+    let error = loop {
         let frame = match receiver.next().await {
             Ok(frame) => frame,
+            // What this side closes it has a reason for, which was said.
+            Err(error @ LinkError::ClosedHere) => break error,
             Err(error) => {
                 tracing::error!(peer = %from, %error, "the link to a node broke");
-                break;
+                break error;
             }
         };
         match frame.split::<PeerMessage>() {
-            Ok((message, raw)) => node.borrow_mut().on_peer(from, message, raw),
+            Ok((message, raw)) => {
+                let mut node = node.borrow_mut();
+                if !node.is_linked(from, number) {
+                    // Its membership has ended, or it has linked anew.
+                    sender.close("outdated");
+                    return;
+                }
+                node.on_peer(from, message, raw);
+            }
             Err(error) => {
                 tracing::error!(peer = %from, %error, "a node sent garbage");
                 sender.close("malformed message");
-                break;
+                break LinkError::ClosedHere;
             }
         }
-    }
-    node.borrow_mut().on_link_lost(from, number);
+    };
+    node.borrow_mut().on_link_lost(from, number, &error);
 }
 
 /// Reads the other node's greeting; returns its slot once the coordinator has named it a member.

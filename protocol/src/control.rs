@@ -104,6 +104,12 @@ pub enum ToCoordinator {
         /// The extent.
         extent: Extent,
     },
+    /// No message that was sent to the sender before this view began can reach it any more. Homes
+    /// are named again when all members have said so.
+    Flushed {
+        /// From [`FromCoordinator::Left`].
+        view: u64,
+    },
     /// What is this segment, of which a peer spoke? Answered by [`FromCoordinator::SegmentIs`].
     FindSegment {
         /// The segment.
@@ -143,6 +149,13 @@ pub enum ToCoordinator {
     Query {
         /// Echoed in the answer.
         number: u64,
+    },
+    /// The sender has lost the link to a member, and maybe what was said on it: one of both has to go.
+    Unreachable {
+        /// The member.
+        node: NodeId,
+        /// Its epoch.
+        epoch: u64,
     },
     /// What [`FromCoordinator::Account`] asked for follows as raw bytes: an encoded
     /// [`crate::accesses::Part`].
@@ -201,6 +214,8 @@ pub enum FromCoordinator {
     Members {
         /// All of them, the receiver included.
         members: Vec<Member>,
+        /// Number of the view that began when a member left last; 0 if none ever has.
+        view: u64,
     },
     /// There is one member more.
     Joined {
@@ -211,6 +226,8 @@ pub enum FromCoordinator {
     Left {
         /// The slot that it had.
         node: NodeId,
+        /// Number of the view that begins with that, ascending.
+        view: u64,
     },
     /// The answer to a request, raw bytes after it.
     Answer {
@@ -233,6 +250,9 @@ pub enum FromCoordinator {
         extent: Extent,
         /// The home; `None` if no member has memory left for it.
         home: Option<NodeId>,
+        /// It is the receiver, which may not have asked, as the former home has left: what no
+        /// member holds of the extent is lost.
+        orphaned: bool,
     },
     /// The home of an extent, which is at the receiver, may move.
     MoveHome {

@@ -37,15 +37,22 @@ pub enum PeerMessage<Sequential = PageRun> {
     Sequential(Sequential),
     /// About a segment with release consistency.
     Release(ReleaseMessage),
+    /// First on a link, and whenever a member has left: what the sender sent before belongs to
+    /// earlier views of the cluster, what follows to this one.
+    Flush {
+        /// From [`crate::control::FromCoordinator::Left`]; 0 if no member has ever left.
+        view: u64,
+    },
 }
 
 impl PeerMessage {
-    /// The segment that the message is about.
+    /// The segment that the message is about, if it is about one.
     #[must_use]
-    pub fn segment(&self) -> SegmentId {
+    pub fn segment(&self) -> Option<SegmentId> {
         match self {
-            PeerMessage::Sequential(run) => run.message.segment(),
-            PeerMessage::Release(message) => message.segment(),
+            PeerMessage::Sequential(run) => Some(run.message.segment()),
+            PeerMessage::Release(message) => Some(message.segment()),
+            PeerMessage::Flush { .. } => None,
         }
     }
 }
@@ -174,6 +181,34 @@ pub enum PageMessage {
         /// Its pages that are not untouched.
         entries: Vec<DirectoryEntry>,
     },
+    /// Home → every member, when one has died: what do you hold of the extent?
+    Survey {
+        /// The extent.
+        extent: Extent,
+    },
+    /// The answer to [`PageMessage::Survey`].
+    Holdings {
+        /// The extent.
+        extent: Extent,
+        /// The pages that the sender holds, ascending.
+        pages: Vec<Holding>,
+    },
+    /// Home → requester: the page's only copy died with a node.
+    Lost {
+        /// The page.
+        page: Page,
+    },
+}
+
+/// Consecutive pages that a node holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Holding {
+    /// Index of the first in its extent.
+    pub first: u16,
+    /// How many.
+    pub count: u16,
+    /// What its processes may do with them.
+    pub access: Access,
 }
 
 /// What a granted page contains.
@@ -192,8 +227,8 @@ pub enum Contents {
 pub struct DirectoryEntry {
     /// Index of the page in its extent.
     pub page: u16,
-    /// The node that answers for the contents.
-    pub owner: NodeId,
+    /// The node that answers for the contents; `None` if they are lost.
+    pub owner: Option<NodeId>,
     /// The nodes that may hold a readable copy, owner included; empty if the owner holds the page
     /// exclusively.
     pub sharers: NodeSet,
@@ -223,10 +258,13 @@ impl PageMessage {
             | PageMessage::InvalidateAck { page }
             | PageMessage::Done { page }
             | PageMessage::WriteBack { page, .. }
-            | PageMessage::WriteBackAck { page, .. } => Subject::Page(*page),
+            | PageMessage::WriteBackAck { page, .. }
+            | PageMessage::Lost { page } => Subject::Page(*page),
             PageMessage::Fence { extent }
             | PageMessage::FenceAck { extent }
-            | PageMessage::HomeTransfer { extent, .. } => Subject::Extent(*extent),
+            | PageMessage::HomeTransfer { extent, .. }
+            | PageMessage::Survey { extent }
+            | PageMessage::Holdings { extent, .. } => Subject::Extent(*extent),
         }
     }
 
@@ -245,10 +283,13 @@ impl PageMessage {
             | PageMessage::InvalidateAck { page }
             | PageMessage::Done { page }
             | PageMessage::WriteBack { page, .. }
-            | PageMessage::WriteBackAck { page, .. } => *page = other,
+            | PageMessage::WriteBackAck { page, .. }
+            | PageMessage::Lost { page } => *page = other,
             PageMessage::Fence { .. }
             | PageMessage::FenceAck { .. }
-            | PageMessage::HomeTransfer { .. } => {}
+            | PageMessage::HomeTransfer { .. }
+            | PageMessage::Survey { .. }
+            | PageMessage::Holdings { .. } => {}
         }
         message
     }
@@ -339,7 +380,7 @@ mod tests {
     fn the_largest_directory_fits_a_message() {
         let entry = |page| DirectoryEntry {
             page,
-            owner: NodeId(MAX_NODES as u16 - 1),
+            owner: Some(NodeId(MAX_NODES as u16 - 1)),
             sharers: (0..MAX_NODES as u16).map(NodeId).collect(),
         };
         let message = PageMessage::HomeTransfer {

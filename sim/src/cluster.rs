@@ -630,8 +630,17 @@ impl Node {
                 self.track(Some(self.id));
                 letters.push(up(ToCoordinator::Sharing { segment }));
             }
-            FromCoordinator::HomeIs { extent, home } => {
-                self.drive(now, Input::HomeIs { extent, home }, letters);
+            FromCoordinator::HomeIs {
+                extent,
+                home,
+                orphaned,
+            } => {
+                let input = Input::HomeIs {
+                    extent,
+                    home,
+                    orphaned,
+                };
+                self.drive(now, input, letters);
             }
             FromCoordinator::MoveHome { extent, to } => {
                 self.policy.forget(extent);
@@ -694,6 +703,9 @@ impl Node {
                     letters.push(up(ToCoordinator::HomeMoved { extent }));
                 }
                 Action::Fail { page } => panic!("no memory for page {page}"),
+                Action::Flush { .. } | Action::Flushed { .. } | Action::Lost { .. } => {
+                    panic!("nobody dies")
+                }
                 Action::Protect { .. } => {}
             }
         }

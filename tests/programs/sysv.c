@@ -1,11 +1,12 @@
 /*
  * A process that makes the System V calls which it is told on standard input, one a line, and
- * answers each by a line: `ok`, a value, or the name of the errno. It has at most one segment, one
+ * answers each by a line: `ok`, a value, SIGBUS, or the name of the errno. It has at most one segment, one
  * semaphore and one message queue.
  *
  *   segment KEY BYTES   shmget(IPC_CREAT), shmat      fill V      V to both ends of every page
  *   attach, detach      of the same segment           check V     `ok` if it is there
- *   part FIRST END      pages that fill and check mean; at first all
+ *   part FIRST END      pages that fill, check and census mean; at first all
+ *   census              how many pages have something in both ends, and how many raise SIGBUS
  *   nattch              shmctl(IPC_STAT)              remove      shmctl(IPC_RMID)
  *   mode M              shmctl(IPC_SET)               children N  forks N that stay
  *   semaphore KEY       semget(IPC_CREAT)             change D    semop
@@ -17,6 +18,7 @@
  *                                                     drop        msgctl(IPC_RMID)
  */
 #include <errno.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -33,6 +35,12 @@ enum { PAGE = 4096, WORDS = PAGE / sizeof(long), LIFE = 200 /* seconds */ };
 static int segment, set, queue;
 static size_t size, first_page, end_page;
 static volatile long *memory;
+static sigjmp_buf lost;
+
+static void on_lost_page(int signal)
+{
+    siglongjmp(lost, signal);
+}
 
 static long fill(long value)
 {
@@ -54,6 +62,21 @@ static void check(long value)
             }
         }
     puts("ok");
+}
+
+static void census(void)
+{
+    volatile size_t held = 0, gone = 0;
+    for (volatile size_t page = first_page; page < end_page; page++) {
+        if (sigsetjmp(lost, 1) != 0)
+            gone++;
+        else if (memory[page * WORDS] == 0 || memory[page * WORDS + WORDS - 1] == 0) {
+            printf("page %zu is zero\n", page);
+            return;
+        } else
+            held++;
+    }
+    printf("%zu held, %zu lost\n", held, gone);
 }
 
 static long attach(void)
@@ -150,6 +173,8 @@ static int obey(const char *verb, long first, long second)
         answer(fill(first));
     else if (strcmp(verb, "check") == 0)
         check(first);
+    else if (strcmp(verb, "census") == 0)
+        census();
     else if (strcmp(verb, "nattch") == 0)
         answer_value(nattch());
     else if (strcmp(verb, "mode") == 0)
@@ -192,8 +217,13 @@ int main(void)
     char line[100], verb[20];
     setvbuf(stdout, NULL, _IOLBF, 0);
     alarm(LIFE); /* nobody waits for ever for an answer */
+    sigaction(SIGBUS, &(struct sigaction){.sa_handler = on_lost_page}, NULL);
     while (fgets(line, sizeof line, stdin) != NULL) {
         long first = 0, second = 0;
+        if (sigsetjmp(lost, 1) != 0) {
+            puts("SIGBUS");
+            continue;
+        }
         if (sscanf(line, "%19s %li %li", verb, &first, &second) < 1 ||
             !obey(verb, first, second)) {
             fprintf(stderr, "sysv: cannot do: %s", line);

@@ -103,12 +103,18 @@ fn a_coordinator_without_its_state_fails_calls_and_the_node_says_so() {
 
 #[test]
 fn patience_with_a_lost_coordinator_can_end() {
-    let lab = Lab::with_environment(1, &[("MIGSHM_PATIENCE", "1")]);
+    let lab = Lab::with_environment(2, &[("MIGSHM_PATIENCE", "1")]);
     let mut process = lab.start(1, "sysv");
+    let mut other = lab.start(2, "sysv");
+    for process in [&mut process, &mut other] {
+        process.obey("segment 1 65536");
+        process.obey("fill 1");
+    }
     process.obey("semaphore 1");
     lab.labctl(&["kill", "coordinator"]);
     assert_eq!(process.ask("value"), "ENOSYS");
     assert_eq!(lab.status(1)["coordinator"], "lost");
+    assert_eq!(process.ask("check 1"), "SIGBUS");
 }
 
 #[test]

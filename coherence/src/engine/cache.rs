@@ -5,7 +5,7 @@ use migshm_protocol::{Extent, NodeId, Page};
 
 use super::hold::Hold;
 use super::home::Asked;
-use super::{Action, Body, Context, Engine, Fill, Known, Time, is_node, slot};
+use super::{Action, Body, Context, Engine, Fill, Home, Known, Time, first_page, is_node, slot};
 
 /// This node's copy of a page.
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,7 +76,7 @@ pub(super) struct Pending<D> {
 }
 
 impl<D> Pending<D> {
-    fn fault(access: Access) -> Self {
+    pub(super) fn fault(access: Access) -> Self {
         Self {
             access,
             awaited: Some(access),
@@ -163,6 +163,9 @@ impl<D> Engine<D> {
         if !matches!(self.knows(page), Known::Yes) || self.pending.contains_key(&page) {
             return;
         }
+        if !self.view.is_flushed() {
+            return;
+        }
         match self.home_of(page.extent()) {
             None => return,
             Some(home) if home == self.me => self.open_directory(cx, page.extent()),
@@ -190,40 +193,68 @@ impl<D> Engine<D> {
         }
     }
 
+    /// The page's contents are lost, or no node has room for it.
+    pub(super) fn page_lost(&mut self, cx: &mut Context<'_, D>, page: Page) {
+        match self.pending.remove(&page) {
+            Some(Pending {
+                awaited: Some(_), ..
+            }) => cx.out.push(Action::Fail { page }),
+            Some(_) => {}
+            None => self.protocol_error(),
+        }
+    }
+
     pub(super) fn home_is(
         &mut self,
         cx: &mut Context<'_, D>,
         extent: Extent,
         home: Option<NodeId>,
+        orphaned: bool,
     ) {
-        let Some(pages) = self.finding.remove(&extent) else {
+        let pages = self.finding.remove(&extent);
+        if !matches!(self.knows(first_page(extent)), Known::Yes) || pages.is_none() && !orphaned {
             return;
-        };
-        if self.home_of(extent).is_none() {
-            let Some(home) = home.filter(|&home| is_node(home)) else {
-                for page in pages {
-                    self.pending.remove(&page);
-                    cx.out.push(Action::Fail { page });
-                }
-                return;
-            };
-            self.extent_mut(extent).home = Some(home);
         }
-        for page in pages {
+        let works = self.unrouted.remove(&extent).unwrap_or_default();
+        let home = home.filter(|&home| is_node(home));
+        match (self.home_of(extent), home) {
+            (_, Some(home)) if home == self.me && orphaned => self.adopt(cx, extent),
+            (None, Some(home)) if home == self.me && self.extent_mut(extent).was_home => {
+                self.adopt(cx, extent);
+            }
+            (None, Some(home)) if home == self.me => self.open_directory(cx, extent),
+            (None, Some(home)) => self.extent_mut(extent).home = Home::At(home),
+            (None, None) => {
+                works.into_iter().for_each(|work| self.refuse(cx, work));
+                let pages = pages.unwrap_or_default();
+                return pages.into_iter().for_each(|page| self.page_lost(cx, page));
+            }
+            (Some(_), _) => {}
+        }
+        for page in pages.unwrap_or_default() {
             self.send_request(cx, page);
         }
+        works.into_iter().for_each(|work| self.accept(cx, work));
+    }
+
+    /// Asks the coordinator for an extent's home, if it has not been asked yet.
+    pub(super) fn find_home(&mut self, cx: &mut Context<'_, D>, extent: Extent) -> &mut Vec<Page> {
+        self.finding.entry(extent).or_insert_with(|| {
+            cx.out.push(Action::FindHome { extent });
+            Vec::new()
+        })
     }
 
     /// Requests a page that has a pending fault, or finds out where.
-    fn send_request(&mut self, cx: &mut Context<'_, D>, page: Page) {
+    ///
+    /// Not before nothing of an earlier view can come any more: then all is requested anew.
+    pub(super) fn send_request(&mut self, cx: &mut Context<'_, D>, page: Page) {
+        if !self.view.is_flushed() {
+            return;
+        }
         let extent = page.extent();
         let Some(home) = self.home_of(extent) else {
-            let waiting = self.finding.entry(extent).or_default();
-            if waiting.is_empty() {
-                cx.out.push(Action::FindHome { extent });
-            }
-            waiting.push(page);
-            return;
+            return self.find_home(cx, extent).push(page);
         };
         let Some(pending) = self.pending.get_mut(&page) else {
             return;
@@ -254,7 +285,7 @@ impl<D> Engine<D> {
             Some(pending) if pending.sent && pending.grant.is_none() => pending.grant = Some(grant),
             _ => return self.protocol_error(),
         }
-        self.extent_mut(page.extent()).home = Some(home);
+        self.extent_mut(page.extent()).home = Home::At(home);
         self.complete(cx, page);
     }
 
@@ -332,7 +363,7 @@ impl<D> Engine<D> {
     /// Has the home give a page of this node's to another node, which will want it next.
     pub(super) fn push(&mut self, cx: &mut Context<'_, D>, page: Page, access: Access, to: NodeId) {
         let known = is_node(to) && matches!(self.knows(page), Known::Yes);
-        if !known || self.pending.contains_key(&page) {
+        if !known || !self.view.is_flushed() || self.pending.contains_key(&page) {
             return;
         }
         let line = self.line(page);
@@ -384,7 +415,7 @@ impl<D> Engine<D> {
         match self.line(page).state {
             State::Invalid => {
                 self.counters.pushes += 1;
-                self.extent_mut(page.extent()).home = Some(grant.home);
+                self.extent_mut(page.extent()).home = Home::At(grant.home);
                 self.install(cx, page, grant.access, grant.contents);
                 if !self.pending.contains_key(&page) {
                     // Whoever it was meant for may not be next after all.
@@ -533,7 +564,7 @@ impl<D> Engine<D> {
 
     pub(super) fn evict(&mut self, cx: &mut Context<'_, D>, page: Page) {
         let line = self.line(page);
-        if line.wanted || self.pending.contains_key(&page) {
+        if line.wanted || self.pending.contains_key(&page) || !self.view.is_flushed() {
             return;
         }
         match (line.state, self.home_of(page.extent())) {
@@ -561,14 +592,16 @@ impl<D> Engine<D> {
     /// The home has answered a write-back, or knows that a copy is gone; what waited for that may be
     /// requested now.
     pub(super) fn written_back(&mut self, cx: &mut Context<'_, D>, page: Page, accepted: bool) {
+        let is_home = self.is_home(page.extent());
         let line = self.line_mut(page);
         match line.state {
-            State::Evicting if accepted => {
+            // The home came here meanwhile: this is where the page is kept.
+            State::Evicting if !accepted && is_home => line.state = State::Owned,
+            // Not accepted: after a death this was one of several that answered for it.
+            State::Evicting => {
                 *line = Line::default();
                 cx.out.push(Action::Drop { page });
             }
-            // The home came here meanwhile: this is where the page is kept.
-            State::Evicting => line.state = State::Owned,
             State::Evicted => line.state = State::Invalid,
             _ => return self.protocol_error(),
         }

@@ -27,8 +27,8 @@ pub(super) struct Directory {
 /// Where a page is.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
-    /// The number of the node that answers for the contents, with [`BUSY`]; [`UNTOUCHED`] if there
-    /// is none.
+    /// The number of the node that answers for the contents, with [`BUSY`]; [`UNTOUCHED`] or
+    /// [`LOST`] if there is none.
     owner: u16,
     /// Who else may have a readable copy; see [`Sharers`].
     sharers: u16,
@@ -40,12 +40,14 @@ const _: () = assert!(size_of::<Entry>() == 4);
 const BUSY: u16 = 1 << 15;
 /// In [`Entry::owner`].
 const UNTOUCHED: u16 = BUSY - 1;
+/// In [`Entry::owner`]: the contents died with a node.
+const LOST: u16 = BUSY - 2;
 /// In [`Entry::sharers`]: nobody, the owner may write.
 const NOBODY: u16 = u16::MAX;
 /// In [`Entry::sharers`], added to the number of a group.
 const GROUP: u16 = 1 << 15;
 
-const _: () = assert!(MAX_NODES < UNTOUCHED as usize);
+const _: () = assert!(MAX_NODES < LOST as usize);
 // As many groups as pages, and one more while it takes the place of another.
 const _: () = assert!((EXTENT_PAGES as usize) < (NOBODY - GROUP) as usize);
 
@@ -74,12 +76,22 @@ impl Directory {
         }
     }
 
-    /// The node that answers for a page's contents; `None` if nobody has touched it.
+    /// The node that answers for a page's contents; `None` if nobody has touched it, or if it is
+    /// lost.
     pub(super) fn owner(&self, page: usize) -> Option<NodeId> {
         match self.entries[page].owner & !BUSY {
-            UNTOUCHED => None,
+            UNTOUCHED | LOST => None,
             owner => Some(NodeId(owner)),
         }
+    }
+
+    /// The contents of a page that nobody holds cannot be had any more.
+    pub(super) fn lose(&mut self, page: usize) {
+        self.entries[page].owner = LOST;
+    }
+
+    pub(super) fn is_lost(&self, page: usize) -> bool {
+        self.entries[page].owner == LOST
     }
 
     /// Whether nobody but the owner may have a copy.
@@ -182,6 +194,11 @@ impl Directory {
     pub(super) fn end(&mut self, page: usize) {
         self.entries[page].owner &= !BUSY;
         self.busy -= 1;
+    }
+
+    /// The pages whose contents are lost.
+    pub(super) fn lost(&self) -> impl Iterator<Item = usize> {
+        (0..self.entries.len()).filter(|&page| self.is_lost(page))
     }
 
     /// The pages that have an owner.

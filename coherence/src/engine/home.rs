@@ -117,10 +117,13 @@ impl<D> Engine<D> {
     }
 
     /// Does the work now, or when it is its turn, or has the home do it.
-    fn accept(&mut self, cx: &mut Context<'_, D>, work: Work<D>) {
+    pub(super) fn accept(&mut self, cx: &mut Context<'_, D>, work: Work<D>) {
         let page = work.page();
         match self.home_of(page.extent()) {
             Some(home) if home != self.me => return self.relay(cx, home, work),
+            // After a death it takes the coordinator to tell an extent that is new from one that
+            // has lost its home.
+            None if self.view.number > 0 => return self.route(cx, work),
             // The coordinator sent the requester here: this is the home from now on.
             _ => self.open_directory(cx, page.extent()),
         }
@@ -135,10 +138,11 @@ impl<D> Engine<D> {
                 Body::None,
             );
         }
+        let is_rebuilt = self.rebuilds.contains_key(&page.extent());
         let Some(directory) = &self.extent_mut(page.extent()).directory else {
             return;
         };
-        let busy = directory.moving || directory.is_busy(slot(page));
+        let busy = is_rebuilt || directory.moving || directory.is_busy(slot(page));
         if let Work::Request(Asked {
             requester,
             prefetch: true,
@@ -148,7 +152,10 @@ impl<D> Engine<D> {
         {
             return self.decline(cx, page, requester);
         }
-        let (queue, limit) = if directory.moving {
+        let (queue, limit) = if is_rebuilt {
+            let rebuild = self.rebuilds.get_mut(&page.extent());
+            (rebuild.map(|r| &mut r.queue), MAX_QUEUED_FOR_MOVE)
+        } else if directory.moving {
             let moving = self.moves.get_mut(&page.extent());
             (moving.map(|m| &mut m.queue), MAX_QUEUED_FOR_MOVE)
         } else if directory.is_busy(slot(page)) {
@@ -160,6 +167,38 @@ impl<D> Engine<D> {
         match queue {
             Some(queue) if queue.len() < limit => queue.push_back(work),
             _ => self.protocol_error(),
+        }
+    }
+
+    /// Has the coordinator say where the work is to be done.
+    fn route(&mut self, cx: &mut Context<'_, D>, work: Work<D>) {
+        let extent = work.page().extent();
+        let waiting = self.unrouted.entry(extent).or_default();
+        if waiting.len() < MAX_QUEUED_FOR_MOVE {
+            waiting.push(work);
+            self.find_home(cx, extent);
+        } else {
+            self.protocol_error();
+        }
+    }
+
+    /// The work cannot be done.
+    pub(super) fn refuse(&mut self, cx: &mut Context<'_, D>, work: Work<D>) {
+        match work {
+            Work::Request(Asked {
+                page, requester, ..
+            }) if requester == self.me => self.page_lost(cx, page),
+            Work::Request(Asked {
+                page, requester, ..
+            }) => cx.send(requester, PageMessage::Lost { page }, Body::None),
+            Work::WriteBack {
+                page, owner: node, ..
+            }
+            | Work::Relinquish { page, sharer: node } => {
+                let accepted = false;
+                let message = PageMessage::WriteBackAck { page, accepted };
+                cx.send(node, message, Body::None);
+            }
         }
     }
 
@@ -263,6 +302,9 @@ impl<D> Engine<D> {
         let home = self.me;
         let directory = self.directory_mut(page);
         let slot = slot(page);
+        if directory.is_lost(slot) {
+            return self.refuse(cx, Work::Request(asked));
+        }
         let Some(owner) = directory.owner(slot) else {
             let _ = directory.give(slot, requester);
             return self.grant(cx, page, requester, Access::Write, 0, Fill::Zeros);
@@ -429,9 +471,10 @@ impl<D> Engine<D> {
             return;
         };
         let slot = slot(page);
-        let free = !directory.moving && !directory.is_busy(slot);
+        let is_rebuilt = self.rebuilds.contains_key(&page.extent());
+        let free = !is_rebuilt && !directory.moving && !directory.is_busy(slot);
         let owned = directory.owner(slot) == Some(from) && !directory.is_holder(slot, to);
-        if !free || !owned {
+        if !free || !owned || to != self.me && !self.view.is_member(to) {
             return;
         }
         let directory = self.directory_mut(page);

@@ -11,7 +11,7 @@ use migshm_protocol::{Extent, NodeId};
 
 use super::directory::Directory;
 use super::home::Work;
-use super::{Action, Body, Context, Engine, Known, NodeSet, first_page, is_node};
+use super::{Action, Body, Context, Engine, Home, Known, NodeSet, first_page, is_node};
 
 /// An extent on its way to another home.
 #[derive(Clone, Debug)]
@@ -26,6 +26,10 @@ pub(super) struct Move<D> {
 impl<D> Engine<D> {
     pub(super) fn move_home(&mut self, cx: &mut Context<'_, D>, extent: Extent, to: NodeId) {
         if to == self.me || !is_node(to) || !matches!(self.knows(first_page(extent)), Known::Yes) {
+            return;
+        }
+        let is_settled = self.view.is_flushed() && !self.rebuilds.contains_key(&extent);
+        if !is_settled || !self.view.is_member(to) {
             return;
         }
         match &mut self.extent_mut(extent).directory {
@@ -103,16 +107,22 @@ impl<D> Engine<D> {
         let Some(directory) = state.directory.take() else {
             return;
         };
-        state.home = Some(to);
+        state.home = Home::At(to);
+        state.was_home = true;
+        let lost = directory.lost().map(|page| DirectoryEntry {
+            page: page as u16,
+            owner: None,
+            sharers: NodeSet::default(),
+        });
         let entries = directory.touched().map(|(page, owner)| DirectoryEntry {
             page: page as u16,
-            owner,
+            owner: Some(owner),
             sharers: match directory.is_exclusive(page) {
                 true => NodeSet::default(),
                 false => directory.holders(page),
             },
         });
-        let entries = entries.collect();
+        let entries = entries.chain(lost).collect();
         cx.send(
             to,
             PageMessage::HomeTransfer { extent, entries },
@@ -137,7 +147,11 @@ impl<D> Engine<D> {
         }
         let mut directory = Directory::untouched(pages);
         for entry in entries {
-            directory.place(usize::from(entry.page), entry.owner, &entry.sharers);
+            let page = usize::from(entry.page);
+            match entry.owner {
+                Some(owner) => directory.place(page, owner, &entry.sharers),
+                None => directory.lose(page),
+            }
         }
         state.directory = Some(directory);
         cx.out.push(Action::BecameHome { extent });

@@ -81,6 +81,10 @@ pub(super) fn pages(bytes: &[u8]) {
                     }
                 }
             }
+            PeerMessage::Flush { view } => {
+                let mut out = Vec::new();
+                sequential.handle(now, Input::Flush { from, view }, &Nothing, &mut out);
+            }
             PeerMessage::Release(message) => {
                 let input = release::Input::Message {
                     from,

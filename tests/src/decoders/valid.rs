@@ -9,7 +9,7 @@ use migshm_protocol::codec;
 use migshm_protocol::control::{Debt, FromCoordinator, Member, Placement, SetState, ToCoordinator};
 use migshm_protocol::local::{FromNode, LOCAL_VERSION, ToNode};
 use migshm_protocol::page::{
-    Access, Contents, DirectoryEntry, PageMessage, PageRun, PeerHello, PeerMessage,
+    Access, Contents, DirectoryEntry, Holding, PageMessage, PageRun, PeerHello, PeerMessage,
 };
 use migshm_protocol::release::{ReleaseMessage, Sent};
 use migshm_protocol::session::Header;
@@ -132,10 +132,14 @@ pub(super) fn control() -> Vec<Vec<u8>> {
             reason: "full".to_owned(),
         },
         FromCoordinator::Members {
+            view: 1,
             members: vec![member.clone(); 2],
         },
         FromCoordinator::Joined { member },
-        FromCoordinator::Left { node: NodeId(1) },
+        FromCoordinator::Left {
+            node: NodeId(1),
+            view: 2,
+        },
         FromCoordinator::Answer {
             id: 1,
             outcome: Ok(Answer::Value(3)),
@@ -145,6 +149,7 @@ pub(super) fn control() -> Vec<Vec<u8>> {
         },
         FromCoordinator::Share { segment: SEGMENT },
         FromCoordinator::HomeIs {
+            orphaned: false,
             extent: EXTENT,
             home: Some(NodeId(1)),
         },
@@ -426,6 +431,11 @@ fn session() -> Vec<ToCore> {
             pid,
         },
         ToCoordinator::Unattached { segment },
+        ToCoordinator::Flushed { view: 1 },
+        ToCoordinator::Unreachable {
+            node: NodeId(1),
+            epoch: 1,
+        },
         ToCoordinator::Confirm { id: 901 },
         ToCoordinator::Exited { process, pid },
     ];
@@ -443,7 +453,7 @@ fn page_messages() -> Vec<ToEngine> {
     let (access, requester) = (Access::Write, NodeId(2));
     let entries = vec![DirectoryEntry {
         page: 0,
-        owner: NodeId(2),
+        owner: Some(NodeId(2)),
         sharers: [NodeId(2), NodeId(3)].into_iter().collect(),
     }];
     let sequential = [
@@ -492,6 +502,16 @@ fn page_messages() -> Vec<ToEngine> {
             page,
             accepted: true,
         },
+        PageMessage::Survey { extent: EXTENT },
+        PageMessage::Holdings {
+            extent: EXTENT,
+            pages: vec![Holding {
+                first: 0,
+                count: 2,
+                access: Access::Read,
+            }],
+        },
+        PageMessage::Lost { page },
         PageMessage::Fence { extent: EXTENT },
         PageMessage::FenceAck { extent: EXTENT },
         PageMessage::HomeTransfer {

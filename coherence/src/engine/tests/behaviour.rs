@@ -3,7 +3,7 @@
 use migshm_protocol::ids::EXTENT_PAGES;
 use migshm_protocol::page::{Access, Contents, PageMessage};
 
-use super::cluster::{Cluster, EXTENT, node, page};
+use super::cluster::{Cluster, EXTENT, Letter, node, page};
 use crate::{Config, Engine, Input, Memory, PageSet, Time};
 
 const NOW: Time = 1 << 30;
@@ -321,6 +321,7 @@ fn a_fault_fails_where_no_node_has_memory() {
         Input::HomeIs {
             extent: EXTENT,
             home: None,
+            orphaned: false,
         },
         &Nothing,
         &mut out,
@@ -350,11 +351,9 @@ fn settle(cluster: &mut Cluster) -> Vec<PageMessage> {
         let Some(channel) = cluster.busy_channels().next() else {
             break;
         };
-        delivered.extend(
-            cluster.channels[channel]
-                .front()
-                .map(|(message, _)| message.clone()),
-        );
+        if let Some(Letter::Page(message, _)) = cluster.channels[channel].front() {
+            delivered.push(message.clone());
+        }
         cluster.deliver(NOW, channel);
         cluster.check();
     }

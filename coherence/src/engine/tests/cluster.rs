@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use migshm_protocol::page::{Access, PageMessage};
-use migshm_protocol::{Extent, NodeId, Page, SegmentId};
+use migshm_protocol::{Extent, NodeId, NodeSet, Page, SegmentId};
 
 use crate::{Action, Body, Config, Engine, Fill, Input, Memory, PageSet, Time};
 
@@ -31,16 +31,75 @@ pub(super) fn node(index: usize) -> NodeId {
 /// Which write made a page's contents; 0 for none.
 pub(super) type Version = u32;
 
-/// A message under way, with the contents that follow it.
-pub(super) type Letter = (PageMessage, Option<Version>);
+/// What is under way from node to node.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Letter {
+    /// A message, with the contents that follow it.
+    Page(PageMessage, Option<Version>),
+    /// What follows is of this view.
+    Flush(u64),
+}
+
+/// What the coordinator tells a node.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Word {
+    HomeIs {
+        home: Option<NodeId>,
+        orphaned: bool,
+    },
+    View {
+        number: u64,
+        members: NodeSet,
+    },
+}
+
+/// What a node tells the coordinator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Said {
+    FindHome,
+    BecameHome,
+    Flushed(u64),
+}
+
+/// As far as it has to do with the extent.
+#[derive(Clone, Debug, Hash)]
+pub(super) struct Coordinator {
+    pub(super) home: Option<NodeId>,
+    /// Whether the extent had a home, which died.
+    orphaned: bool,
+    view: u64,
+    members: NodeSet,
+    /// Who has yet to say that it has flushed.
+    unflushed: NodeSet,
+    /// Who is answered then.
+    asking: VecDeque<usize>,
+}
 
 /// A node's engine and what its processes see.
 #[derive(Clone, Debug)]
 pub(super) struct Host {
     pub(super) engine: Engine<Version>,
     pub(super) frames: Vec<Frame>,
-    /// The coordinator's answers under way.
-    pub(super) answers: VecDeque<Extent>,
+    /// The coordinator's words under way.
+    pub(super) answers: VecDeque<Word>,
+    /// Those to it.
+    pub(super) said: VecDeque<Said>,
+    pub(super) fate: Fate,
+}
+
+/// Whether a node is a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Fate {
+    Member,
+    /// It was taken for dead: its processes have stopped, its engine goes on.
+    Expelled,
+    Dead,
+}
+
+impl Host {
+    pub(super) fn is_member(&self) -> bool {
+        self.fate == Fate::Member
+    }
 }
 
 /// A page as local processes see it.
@@ -95,6 +154,14 @@ pub(super) enum Mutation {
     ForgetDecline,
     /// Homes take an owner that declines for one that has given the page away.
     IgnoreDecline,
+    /// Survivors of a death do not wait for what others have sent them before.
+    SkipFlush,
+    /// Survivors say that they hold nothing.
+    HideHoldings,
+    /// New homes take what nobody holds for untouched.
+    ForgetLosses,
+    /// The coordinator names homes before all have flushed.
+    NameEarly,
 }
 
 #[derive(Clone, Debug)]
@@ -105,8 +172,9 @@ pub(super) struct Cluster {
     pub(super) channels: Vec<VecDeque<Letter>>,
     /// By page: the last write.
     pub(super) latest: Vec<Version>,
-    /// The coordinator's word.
-    pub(super) home: Option<NodeId>,
+    pub(super) coordinator: Coordinator,
+    /// Whether words to the coordinator take time.
+    pub(super) slow_words: bool,
     /// The first thing that was found wrong while actions were executed.
     pub(super) wrong: Option<&'static str>,
     mutation: Option<Mutation>,
@@ -130,13 +198,23 @@ impl Cluster {
                 engine,
                 frames: vec![Frame::default(); pages],
                 answers: VecDeque::new(),
+                said: VecDeque::new(),
+                fate: Fate::Member,
             }
         };
         Self {
             hosts: (0..nodes).map(|index| Arc::new(host(index))).collect(),
             channels: vec![VecDeque::new(); nodes * nodes],
             latest: vec![0; pages],
-            home: default_home,
+            coordinator: Coordinator {
+                home: default_home,
+                orphaned: false,
+                view: 0,
+                members: (0..nodes).map(node).collect(),
+                unflushed: NodeSet::default(),
+                asking: VecDeque::new(),
+            },
+            slow_words: false,
             wrong: None,
             mutation: None,
         }
@@ -190,8 +268,15 @@ impl Cluster {
     /// Delivers the next message of a channel.
     pub(super) fn deliver(&mut self, now: Time, channel: usize) {
         let (from, to) = (channel / self.hosts.len(), channel % self.hosts.len());
-        let Some((mut message, data)) = self.channels[channel].pop_front() else {
+        let Some(letter) = self.channels[channel].pop_front() else {
             return;
+        };
+        let (mut message, data) = match letter {
+            Letter::Page(message, data) => (message, data),
+            Letter::Flush(view) => {
+                let from = node(from);
+                return self.handle(now, to, Input::Flush { from, view });
+            }
         };
         match (self.mutation, &mut message) {
             (Some(Mutation::IgnoreAcks), PageMessage::InvalidateAck { .. })
@@ -202,7 +287,8 @@ impl Cluster {
                 if requester != node(to) =>
             {
                 let on = self.channel(to, usize::from(requester.0));
-                self.channels[on].push_back((PageMessage::Decline { page, requester }, None));
+                let decline = PageMessage::Decline { page, requester };
+                self.channels[on].push_back(Letter::Page(decline, None));
                 let message = PageMessage::Done { page };
                 let from = requester;
                 return self.handle(
@@ -217,7 +303,8 @@ impl Cluster {
             }
             (Some(Mutation::KeepInvalidated), &mut PageMessage::Invalidate { page, requester }) => {
                 let back = self.channel(to, usize::from(requester.0));
-                return self.channels[back].push_back((PageMessage::InvalidateAck { page }, None));
+                let ack = PageMessage::InvalidateAck { page };
+                return self.channels[back].push_back(Letter::Page(ack, None));
             }
             (Some(Mutation::AcceptStaleWriteBack), PageMessage::WriteBack { page, owner }) => {
                 let state = self.hosts[to].engine.extent(page.extent());
@@ -243,17 +330,120 @@ impl Cluster {
         self.mutation == Some(Mutation::Reorder) && self.channels[channel].len() > 1
     }
 
-    /// Delivers the coordinator's next answer to a node.
+    /// Delivers the coordinator's next word to a node.
     pub(super) fn answer(&mut self, now: Time, at: usize) {
-        if let Some(extent) = self.host_mut(at).answers.pop_front() {
-            self.handle(
-                now,
-                at,
-                Input::HomeIs {
+        match self.host_mut(at).answers.pop_front() {
+            Some(Word::HomeIs { home, orphaned }) => {
+                let extent = EXTENT;
+                let orphaned = orphaned && self.mutation != Some(Mutation::ForgetLosses);
+                let answer = Input::HomeIs {
                     extent,
-                    home: self.home,
-                },
-            );
+                    home,
+                    orphaned,
+                };
+                self.handle(now, at, answer);
+            }
+            Some(Word::View { number, members }) => {
+                // The links to who is no member are closed.
+                for other in (0..self.hosts.len()).filter(|&other| !members.contains(node(other))) {
+                    let channel = self.channel(other, at);
+                    self.channels[channel].clear();
+                }
+                self.handle(now, at, Input::View { number, members });
+                if self.mutation == Some(Mutation::SkipFlush) {
+                    for from in members.without(node(at)) {
+                        let view = number;
+                        self.handle(now, at, Input::Flush { from, view });
+                    }
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// Delivers a node's next word to the coordinator.
+    pub(super) fn hear(&mut self, at: usize) {
+        if let Some(said) = self.host_mut(at).said.pop_front() {
+            self.heard(at, said);
+        }
+    }
+
+    fn heard(&mut self, at: usize, said: Said) {
+        let coordinator = &mut self.coordinator;
+        match said {
+            Said::BecameHome => {
+                coordinator.home = Some(node(at));
+                coordinator.orphaned = false;
+            }
+            Said::FindHome => coordinator.asking.push_back(at),
+            Said::Flushed(view) if view == coordinator.view => {
+                coordinator.unflushed.remove(node(at));
+            }
+            Said::Flushed(_) => {}
+        }
+        let early = self.mutation == Some(Mutation::NameEarly);
+        while self.coordinator.unflushed.is_empty() || early {
+            let Some(asker) = self.coordinator.asking.pop_front() else {
+                break;
+            };
+            self.name_home(asker);
+        }
+    }
+
+    /// Answers who asks for the home; the member with the lowest number gets what has none.
+    fn name_home(&mut self, asker: usize) {
+        let coordinator = &mut self.coordinator;
+        let lowest = coordinator.members.into_iter().next();
+        let home = coordinator.home.or(lowest);
+        let orphaned = std::mem::take(&mut coordinator.orphaned);
+        coordinator.home = home;
+        if let Some(home) = home.filter(|_| orphaned) {
+            let words = &mut self.host_mut(usize::from(home.0)).answers;
+            words.push_back(Word::HomeIs {
+                home: Some(home),
+                orphaned,
+            });
+        }
+        let orphaned = false;
+        let words = &mut self.host_mut(asker).answers;
+        words.push_back(Word::HomeIs { home, orphaned });
+    }
+
+    /// A member is taken for dead, and is, or not quite.
+    pub(super) fn lose(&mut self, at: usize, fate: Fate) {
+        let host = self.host_mut(at);
+        host.fate = fate;
+        host.answers.clear();
+        host.said.clear();
+        for frame in &mut host.frames {
+            (frame.access, frame.waiting) = (None, None);
+        }
+        if fate == Fate::Dead {
+            for from in 0..self.hosts.len() {
+                let channel = self.channel(from, at);
+                self.channels[channel].clear();
+            }
+        }
+        let coordinator = &mut self.coordinator;
+        coordinator.view += 1;
+        coordinator.members.remove(node(at));
+        coordinator.unflushed = coordinator.members;
+        coordinator.asking.retain(|&asker| asker != at);
+        if coordinator.home == Some(node(at)) {
+            (coordinator.home, coordinator.orphaned) = (None, true);
+        }
+        let (number, members) = (coordinator.view, coordinator.members);
+        for member in members {
+            let words = &mut self.host_mut(usize::from(member.0)).answers;
+            words.push_back(Word::View { number, members });
+        }
+    }
+
+    fn tell(&mut self, at: usize, said: Said) {
+        match self.hosts[at].fate {
+            Fate::Member if self.slow_words => self.host_mut(at).said.push_back(said),
+            Fate::Member => self.heard(at, said),
+            Fate::Expelled | Fate::Dead => {}
         }
     }
 
@@ -320,12 +510,39 @@ impl Cluster {
                 }
             }
             Action::Drop { page } => self.drop_frame(at, page),
-            Action::FindHome { extent } => {
-                self.home.get_or_insert(node(0));
-                self.host_mut(at).answers.push_back(extent);
+            Action::FindHome { .. } => self.tell(at, Said::FindHome),
+            Action::BecameHome { .. } => self.tell(at, Said::BecameHome),
+            Action::Flush { to, view } => {
+                let channel = self.channel(at, usize::from(to.0));
+                if self.hosts[usize::from(to.0)].fate != Fate::Dead {
+                    self.channels[channel].push_back(Letter::Flush(view));
+                }
             }
-            Action::BecameHome { .. } => self.home = Some(node(at)),
-            Action::Fail { .. } => self.wrong = Some("a fault failed"),
+            Action::Flushed { view } => self.tell(at, Said::Flushed(view)),
+            Action::Lost { pages, .. } => {
+                let count = self.latest.len();
+                for index in (0..count).filter(|&index| pages.contains(index as u32)) {
+                    self.note_loss(index);
+                }
+            }
+            Action::Fail { page } => {
+                let index = page.index as usize;
+                self.host_mut(at).frames[index].waiting = None;
+                if self.hosts[at].is_member() {
+                    self.note_loss(index);
+                }
+            }
+        }
+    }
+
+    /// A page may be lost only if no survivor has it.
+    fn note_loss(&mut self, index: usize) {
+        let mut members = self.hosts.iter().filter(|host| host.is_member());
+        if members.any(|host| host.frames[index].contents.is_some()) {
+            self.wrong = Some("a page was lost of which there is a copy");
+        }
+        if self.coordinator.view == 0 {
+            self.wrong = Some("a page was lost and nobody has died");
         }
     }
 
@@ -337,6 +554,15 @@ impl Cluster {
         message: PageMessage,
         body: Body<Version>,
     ) {
+        let message = match message {
+            PageMessage::Holdings { extent, .. }
+                if self.mutation == Some(Mutation::HideHoldings) =>
+            {
+                let pages = Vec::new();
+                PageMessage::Holdings { extent, pages }
+            }
+            message => message,
+        };
         let data = match body {
             Body::None => None,
             Body::Data(version) => Some(version),
@@ -378,7 +604,7 @@ impl Cluster {
                 let other = (0..self.hosts.len()).find(|&other| other != at && node(other) != to);
                 if let Some(other) = other {
                     let channel = self.channel(at, other);
-                    self.channels[channel].push_back((message.clone(), data));
+                    self.channels[channel].push_back(Letter::Page(message.clone(), data));
                 }
             }
             (Some(Mutation::DropOnWriteBack), &PageMessage::WriteBack { page, .. }) => {
@@ -387,7 +613,9 @@ impl Cluster {
             _ => {}
         }
         let channel = self.channel(at, usize::from(to.0));
-        self.channels[channel].push_back((message, data));
+        if self.hosts[usize::from(to.0)].fate != Fate::Dead {
+            self.channels[channel].push_back(Letter::Page(message, data));
+        }
         if let Some((from, message)) = early {
             self.handle(
                 now,
@@ -416,8 +644,10 @@ impl Cluster {
 
     /// Whether nothing is under way: no message, no hold that somebody waits for, no answer.
     pub(super) fn is_quiet(&self) -> bool {
-        let idle =
-            |host: &Arc<Host>| host.answers.is_empty() && host.engine.next_timeout().is_none();
+        let idle = |host: &Arc<Host>| {
+            let silent = host.answers.is_empty() && host.said.is_empty();
+            host.fate == Fate::Dead || silent && host.engine.next_timeout().is_none()
+        };
         self.channels.iter().all(VecDeque::is_empty) && self.hosts.iter().all(idle)
     }
 
@@ -425,7 +655,7 @@ impl Cluster {
     pub(super) fn has_single_writers(&self) -> bool {
         (0..self.latest.len()).all(|index| {
             let with = |least| {
-                let hosts = self.hosts.iter();
+                let hosts = self.hosts.iter().filter(|host| host.is_member());
                 hosts
                     .filter(|host| host.frames[index].access >= Some(least))
                     .count()
@@ -436,7 +666,8 @@ impl Cluster {
 
     /// Every page that can be read contains the last write.
     pub(super) fn reads_are_fresh(&self) -> bool {
-        self.hosts.iter().all(|host| {
+        let mut members = self.hosts.iter().filter(|host| host.is_member());
+        members.all(|host| {
             let frames = host.frames.iter().zip(&self.latest);
             frames
                 .filter(|(frame, _)| frame.access.is_some())
@@ -446,7 +677,8 @@ impl Cluster {
 
     /// Processes can do no more than their engine believes.
     pub(super) fn engines_know_the_mappings(&self) -> bool {
-        self.hosts.iter().all(|host| {
+        let mut members = self.hosts.iter().filter(|host| host.is_member());
+        members.all(|host| {
             let frames = (0..).zip(&host.frames);
             frames.fold(true, |agree, (index, frame)| {
                 agree && frame.access <= host.engine.access(page(index))
@@ -456,14 +688,17 @@ impl Cluster {
 
     /// The directory is at one node, or on its way to one.
     pub(super) fn has_single_home(&self) -> bool {
-        let at_home = self
-            .hosts
-            .iter()
-            .filter(|host| host.engine.is_home(EXTENT))
-            .count();
-        let letters = self.channels.iter().flatten();
-        let moving = letters
-            .filter(|(m, _)| matches!(m, PageMessage::HomeTransfer { .. }))
+        let hosts = self.hosts.iter();
+        let is_home = |host: &&Arc<Host>| host.is_member() && host.engine.is_home(EXTENT);
+        let at_home = hosts.filter(is_home).count();
+        let is_to_member = |&(channel, _): &(usize, _)| {
+            let (from, to) = (channel / self.hosts.len(), channel % self.hosts.len());
+            self.hosts[from].is_member() && self.hosts[to].is_member()
+        };
+        let channels = self.channels.iter().enumerate().filter(is_to_member);
+        let moving = channels
+            .flat_map(|(_, letters)| letters)
+            .filter(|letter| matches!(letter, Letter::Page(PageMessage::HomeTransfer { .. }, _)))
             .count();
         at_home + moving <= 1
     }
@@ -476,16 +711,20 @@ impl Cluster {
                 && engine.transactions.is_empty()
                 && engine.moves.is_empty()
                 && engine.finding.is_empty()
+                && engine.unrouted.is_empty()
+                && engine.rebuilds.is_empty()
+                && engine.view.is_settled()
                 && host.frames.iter().all(|frame| frame.waiting.is_none())
         };
-        !self.is_quiet() || self.hosts.iter().all(settled)
+        let mut members = self.hosts.iter().filter(|host| host.is_member());
+        !self.is_quiet() || members.all(settled)
     }
 
     /// No engine saw a message that a correct peer does not send, and none told its node to do
     /// what cannot be done.
     pub(super) fn nothing_is_wrong(&self) -> bool {
-        let errors = |host: &Arc<Host>| host.engine.counters().protocol_errors;
-        self.wrong.is_none() && self.hosts.iter().map(errors).sum::<u64>() == 0
+        let mut members = self.hosts.iter().filter(|host| host.is_member());
+        self.wrong.is_none() && members.all(|host| host.engine.counters().protocol_errors == 0)
     }
 
     /// # Panics
@@ -497,6 +736,6 @@ impl Cluster {
         assert!(self.engines_know_the_mappings(), "{self:?}");
         assert!(self.has_single_home(), "{self:?}");
         assert!(self.is_not_stuck(), "{self:?}");
-        assert!(self.nothing_is_wrong(), "{self:?}");
+        assert!(self.nothing_is_wrong(), "{:?}: {self:?}", self.wrong);
     }
 }

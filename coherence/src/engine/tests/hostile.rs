@@ -1,7 +1,7 @@
 //! Peers that send what no correct peer sends.
 
 use migshm_protocol::ids::MAX_NODES;
-use migshm_protocol::page::{Access, Contents, DirectoryEntry, PageMessage};
+use migshm_protocol::page::{Access, Contents, DirectoryEntry, Holding, PageMessage};
 use migshm_protocol::{Extent, NodeId, NodeSet, Page, SegmentId};
 
 use super::Random;
@@ -50,6 +50,15 @@ fn no_message_makes_an_engine_panic_or_address_a_node_that_cannot_exist() {
                 4 => Input::HomeIs {
                     extent: any_extent(random),
                     home: Some(any_node(random)),
+                    orphaned: random.below(2) == 0,
+                },
+                6 if random.below(20) == 0 => Input::View {
+                    number: random.below(9) as u64,
+                    members: NodeSet::from_words(&[random.below(16) as u64]).expect("small"),
+                },
+                6 => Input::Flush {
+                    from: [NodeId(0), NodeId(2), NodeId(3)][random.below(3)],
+                    view: random.below(9) as u64,
                 },
                 _ => Input::Message {
                     from: any_node(random),
@@ -146,7 +155,7 @@ fn any_message(random: &mut Random) -> PageMessage {
     let requester = any_node(random);
     let acks = random.below(3) as u16;
     let flag = random.below(2) == 0;
-    match random.below(14) {
+    match random.below(17) {
         0 => PageMessage::Request {
             page,
             access,
@@ -197,10 +206,21 @@ fn any_message(random: &mut Random) -> PageMessage {
             page,
             sharer: requester,
         },
+        13 => PageMessage::Survey { extent },
+        14 => {
+            let holding = |random: &mut Random| Holding {
+                first: [0, 1, 2, u16::MAX][random.below(4)],
+                count: [0, 1, 2, u16::MAX][random.below(4)],
+                access: any_access(random),
+            };
+            let pages = (0..random.below(3)).map(|_| holding(random)).collect();
+            PageMessage::Holdings { extent, pages }
+        }
+        15 => PageMessage::Lost { page },
         _ => {
             let entry = |random: &mut Random| DirectoryEntry {
                 page: [0, 1, 2, u16::MAX][random.below(4)],
-                owner: any_node(random),
+                owner: (random.below(4) > 0).then(|| any_node(random)),
                 sharers: NodeSet::from_words(&[random.below(8) as u64]).expect("small"),
             };
             let entries = (0..random.below(3)).map(|_| entry(random)).collect();

@@ -19,7 +19,7 @@ use migshm_protocol::Page;
 use migshm_protocol::page::{Access, PageMessage};
 use stateright::{Checker, Model, Property};
 
-use super::cluster::{Cluster, EXTENT, Mutation, Version, node, page};
+use super::cluster::{Cluster, EXTENT, Fate, Letter, Mutation, Version, node, page};
 use crate::engine::cache::{Grant, Pending};
 use crate::engine::directory::Directory;
 use crate::engine::home::Work;
@@ -42,6 +42,8 @@ struct Search {
     preloaded: bool,
     holds: bool,
     limits: Limits,
+    /// Whether nodes that are taken for dead go on to answer.
+    expulsions: bool,
     /// A protocol broken on purpose, and the property that has to find that out.
     broken: Option<(Mutation, &'static str)>,
 }
@@ -55,6 +57,8 @@ struct Limits {
     moves: u8,
     pushes: u8,
     prefetches: u8,
+    /// Deaths of nodes.
+    deaths: u8,
 }
 
 const ANY: u8 = u8::MAX;
@@ -67,6 +71,7 @@ impl Limits {
         moves: ANY,
         pushes: 0,
         prefetches: 0,
+        deaths: 0,
     };
 }
 
@@ -95,6 +100,13 @@ enum Step {
     },
     Answer {
         at: usize,
+    },
+    Hear {
+        at: usize,
+    },
+    Lose {
+        at: usize,
+        fate: Fate,
     },
     EndHolds {
         at: usize,
@@ -147,6 +159,7 @@ impl Model for Search {
         if self.preloaded {
             cluster.preload(0, 0);
         }
+        cluster.slow_words = self.limits.deaths > 0;
         vec![State {
             cluster: cluster.broken(self.broken.map(|(mutation, _)| mutation)),
             left: self.limits,
@@ -162,11 +175,28 @@ impl Model for Search {
             }
         }
         for (at, host) in cluster.hosts.iter().enumerate() {
+            if host.fate == Fate::Dead {
+                continue;
+            }
             if !host.answers.is_empty() {
                 steps.push(Step::Answer { at });
             }
+            if !host.said.is_empty() {
+                steps.push(Step::Hear { at });
+            }
             if host.engine.next_timeout().is_some() {
                 steps.push(Step::EndHolds { at });
+            }
+            if !host.is_member() {
+                continue;
+            }
+            if left.deaths > 0 {
+                let fate = if self.expulsions {
+                    Fate::Expelled
+                } else {
+                    Fate::Dead
+                };
+                steps.push(Step::Lose { at, fate });
             }
             for (index, frame) in host.frames.iter().enumerate() {
                 if frame.waiting.is_none() {
@@ -224,6 +254,11 @@ impl Model for Search {
             Step::Deliver { channel } => cluster.deliver(NOW, channel),
             Step::Overtake { channel } => cluster.channels[channel].rotate_left(1),
             Step::Answer { at } => cluster.answer(NOW, at),
+            Step::Hear { at } => cluster.hear(at),
+            Step::Lose { at, fate } => {
+                left.deaths = spend(left.deaths)?;
+                cluster.lose(at, fate);
+            }
             Step::EndHolds { at } => cluster.end_holds(LATER, at),
             Step::Fault { at, index, access } => {
                 match access {
@@ -302,31 +337,45 @@ impl Hash for State {
         for &latest in &cluster.latest {
             (latest > 0).hash(h);
         }
-        cluster.home.hash(h);
+        cluster.coordinator.hash(h);
         cluster.wrong.hash(h);
         for (channel, letters) in cluster.channels.iter().enumerate() {
             if letters.is_empty() {
                 continue;
             }
             (channel, letters.len()).hash(h);
-            for (message, data) in letters {
-                message.hash(h);
-                if let (
-                    PageMessage::Grant { page, .. } | PageMessage::WriteBack { page, .. },
-                    Some(version),
-                ) = (message, data)
-                {
-                    fresh(*page, *version).hash(h);
+            for letter in letters {
+                match letter {
+                    Letter::Page(message, data) => hash_message(message, *data, fresh, h),
+                    Letter::Flush(view) => view.hash(h),
                 }
             }
         }
         for host in &cluster.hosts {
             let engine = &host.engine;
-            host.answers.len().hash(h);
+            (&host.answers, &host.said, host.fate).hash(h);
+            if host.fate == Fate::Dead {
+                continue;
+            }
+            engine.view.digest(h);
+            for early in engine.view.early() {
+                (early.from, early.view).hash(h);
+                hash_message(&early.message, early.data, fresh, h);
+            }
+            if let Some(rebuild) = engine.rebuilds.get(&EXTENT) {
+                (rebuild.awaited, &rebuild.held, rebuild.adopted).hash(h);
+                rebuild.queue.len().hash(h);
+                let works = rebuild.queue.iter();
+                works.for_each(|work| hash_work(work, fresh, h));
+            }
+            if let Some(works) = engine.unrouted.get(&EXTENT) {
+                works.len().hash(h);
+                works.iter().for_each(|work| hash_work(work, fresh, h));
+            }
             (engine.counters.protocol_errors > 0).hash(h);
             let state = engine.extent(EXTENT);
             let directory = state.and_then(|state| state.directory.as_ref());
-            state.and_then(|state| state.home).hash(h);
+            state.map(|state| (state.home, state.was_home)).hash(h);
             directory
                 .map(|directory| (directory.busy(), directory.moving))
                 .hash(h);
@@ -382,9 +431,24 @@ impl Hash for State {
 
 fn hash_entry<H: Hasher>(directory: &Directory, index: usize, h: &mut H) {
     directory.owner(index).hash(h);
+    directory.is_lost(index).hash(h);
     directory.is_busy(index).hash(h);
     directory.is_exclusive(index).hash(h);
     directory.holders(index).hash(h);
+}
+
+fn hash_message<H: Hasher>(
+    message: &PageMessage,
+    data: Option<Version>,
+    fresh: impl Fn(Page, Version) -> bool,
+    h: &mut H,
+) {
+    message.hash(h);
+    if let (PageMessage::Grant { page, .. } | PageMessage::WriteBack { page, .. }, Some(version)) =
+        (message, data)
+    {
+        fresh(*page, version).hash(h);
+    }
 }
 
 fn hash_pending<H: Hasher>(pending: &Pending<Version>, fresh: impl Fn(Version) -> bool, h: &mut H) {
@@ -435,6 +499,7 @@ impl Search {
         preloaded: false,
         holds: false,
         limits: Limits::NONE,
+        expulsions: false,
         broken: None,
     };
 
@@ -553,6 +618,7 @@ fn a_write_back_is_never_taken_for_a_later_one() {
         moves: 2,
         pushes: 0,
         prefetches: 0,
+        deaths: 0,
     };
     Search {
         limits,
@@ -571,6 +637,7 @@ fn three_nodes_are_coherent_with_two_pages_in_an_extent() {
         moves: 0,
         pushes: 0,
         prefetches: 0,
+        deaths: 0,
     };
     Search {
         pages: 2,
@@ -585,6 +652,7 @@ fn three_nodes_are_coherent_with_two_pages_in_an_extent() {
         moves: 1,
         pushes: 0,
         prefetches: 0,
+        deaths: 0,
     };
     Search {
         pages: 2,
@@ -617,6 +685,7 @@ fn three_nodes_are_coherent_with_two_pages_and_more_of_everything() {
         moves: 1,
         pushes: 0,
         prefetches: 0,
+        deaths: 0,
     };
     Search {
         pages: 2,
@@ -656,6 +725,7 @@ fn prefetches_are_coherent_whatever_happens() {
             moves: 0,
             pushes: 1,
             prefetches: 1,
+            deaths: 0,
         };
         Search {
             holds,
@@ -736,6 +806,7 @@ fn three_nodes_are_coherent_with_pages_pushed_between_evictions_and_moves() {
         moves: 0,
         pushes: 1,
         prefetches: 0,
+        deaths: 0,
     };
     let moving = Limits {
         reads: 1,
@@ -761,6 +832,7 @@ fn a_home_that_does_not_wait_for_a_pushed_page_would_take_an_older_write_back() 
         moves: 0,
         pushes: 1,
         prefetches: 0,
+        deaths: 0,
     };
     let search = Search {
         limits,
@@ -835,4 +907,85 @@ fn a_forgotten_hold_would_leave_a_requester_waiting() {
 fn messages_that_overtake_each_other_would_break_the_protocol() {
     let search = Search::ONE_PAGE.without_moves();
     search.finds(Mutation::Reorder, &[SINGLE_WRITERS, FRESH_READS]);
+}
+
+/// A small cluster in which nodes die.
+const MORTAL: Search = Search {
+    limits: Limits {
+        reads: 1,
+        writes: 2,
+        evictions: 1,
+        moves: 0,
+        pushes: 0,
+        prefetches: 0,
+        deaths: 1,
+    },
+    ..Search::ONE_PAGE
+};
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "takes long where it is not optimised")]
+fn survivors_of_a_death_go_on_with_what_they_hold() {
+    for (expulsions, homeless) in [(false, false), (true, false), (false, true)] {
+        Search {
+            expulsions,
+            homeless,
+            ..MORTAL
+        }
+        .check();
+    }
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "takes long where it is not optimised")]
+fn survivors_of_a_death_around_a_move_go_on_with_what_they_hold() {
+    let limits = Limits {
+        reads: 1,
+        writes: 1,
+        evictions: 0,
+        moves: 1,
+        ..MORTAL.limits
+    };
+    Search { limits, ..MORTAL }.check();
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "takes long where it is not optimised")]
+fn a_death_during_recovery_begins_it_anew() {
+    let limits = Limits {
+        reads: 1,
+        writes: 1,
+        evictions: 0,
+        deaths: 2,
+        ..MORTAL.limits
+    };
+    Search { limits, ..MORTAL }.check();
+}
+
+#[test]
+fn survivors_that_do_not_flush_would_take_an_old_answer_for_a_new_one() {
+    MORTAL.finds(Mutation::SkipFlush, &[NOTHING_WRONG]);
+}
+
+#[test]
+fn survivors_that_hide_what_they_hold_would_lose_it() {
+    MORTAL.finds(Mutation::HideHoldings, &[NOTHING_WRONG]);
+}
+
+#[test]
+fn a_home_that_takes_lost_pages_for_untouched_would_show_zeros() {
+    MORTAL.finds(Mutation::ForgetLosses, &[FRESH_READS]);
+}
+
+#[test]
+fn homes_named_before_all_have_flushed_would_be_two() {
+    let limits = Limits {
+        reads: 1,
+        writes: 1,
+        evictions: 0,
+        moves: 1,
+        ..MORTAL.limits
+    };
+    let search = Search { limits, ..MORTAL };
+    search.finds(Mutation::NameEarly, &[SINGLE_HOME]);
 }

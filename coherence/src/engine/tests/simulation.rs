@@ -4,14 +4,14 @@
 use migshm_protocol::page::Access;
 
 use super::Random;
-use super::cluster::{Cluster, EXTENT, node, page};
+use super::cluster::{Cluster, EXTENT, Fate, Host, node, page};
 use crate::{Counters, Input, Time};
 
 #[test]
 fn random_runs_stay_coherent_and_come_to_rest() {
     let mut seen = Counters::default();
     for seed in 0..1_500 {
-        for host in run(seed, 600).hosts {
+        for host in run(seed, 600, 0).hosts {
             let counters = host.engine.counters();
             seen.forwards += counters.forwards;
             seen.invalidations += counters.invalidations;
@@ -62,8 +62,26 @@ fn random_runs_stay_coherent_and_come_to_rest() {
     );
 }
 
-/// One run; everything about it follows from the seed.
-fn run(seed: u64, steps: usize) -> Cluster {
+#[test]
+fn random_runs_in_which_nodes_die_stay_coherent_and_come_to_rest() {
+    let (mut deaths, mut lost, mut kept) = (0, 0, 0);
+    for seed in 0..3_000 {
+        let cluster = run(seed, 300, 4);
+        let members = cluster.hosts.iter().filter(|host| host.is_member());
+        deaths += cluster.hosts.len() - members.clone().count();
+        for host in members.filter(|host| host.engine.is_home(EXTENT)) {
+            let state = host.engine.extent(EXTENT).expect("it is the home");
+            let directory = state.directory.as_ref().expect("it is the home");
+            lost += directory.lost().count();
+            kept += directory.touched().count();
+        }
+    }
+    let counts = [deaths, lost, kept];
+    assert!(counts.iter().all(|&count| count > 1_000), "{counts:?}");
+}
+
+/// One run, in which so many nodes die at most; everything about it follows from the seed.
+fn run(seed: u64, steps: usize, deaths: usize) -> Cluster {
     let random = &mut Random(seed);
     let nodes = 2 + random.below(7);
     let pages = 1 + random.below(5);
@@ -73,6 +91,8 @@ fn run(seed: u64, steps: usize) -> Cluster {
     if let Some(home) = default_home {
         (0..random.below(pages + 1)).for_each(|index| cluster.preload(home.0.into(), index));
     }
+    cluster.slow_words = deaths > 0;
+    let mut deaths = deaths.min(nodes - 1);
     // How many steps of ten are deliveries: few of them keep many messages under way.
     let deliveries = 4 + random.below(5);
     let mut now = 1_000_000;
@@ -82,6 +102,11 @@ fn run(seed: u64, steps: usize) -> Cluster {
         let index = random.below(pages);
         if random.below(10) < deliveries {
             settle_one(&mut cluster, random, now);
+        } else if !cluster.hosts[at].is_member() {
+            continue;
+        } else if deaths > 0 && random.below(60) == 0 {
+            deaths -= 1;
+            cluster.lose(at, [Fate::Dead, Fate::Expelled][random.below(2)]);
         } else {
             match random.below(20) {
                 0..8 => drop(cluster.touch(now, at, index, Access::Read)),
@@ -120,24 +145,32 @@ fn run(seed: u64, steps: usize) -> Cluster {
 /// Delivers one message, answer or end of a hold, chosen at random, if there is any.
 fn settle_one(cluster: &mut Cluster, random: &mut Random, now: Time) {
     for at in 0..cluster.hosts.len() {
-        if cluster.hosts[at]
-            .engine
-            .next_timeout()
-            .is_some_and(|due| due <= now)
+        if cluster.hosts[at].fate != Fate::Dead
+            && cluster.hosts[at]
+                .engine
+                .next_timeout()
+                .is_some_and(|due| due <= now)
         {
             return cluster.end_holds(now, at);
         }
     }
     let channels: Vec<usize> = cluster.busy_channels().collect();
-    let asking: Vec<usize> = (0..cluster.hosts.len())
-        .filter(|&at| !cluster.hosts[at].answers.is_empty())
-        .collect();
-    if channels.len() + asking.len() == 0 {
+    let with = |waits: fn(&Host) -> bool| -> Vec<usize> {
+        let hosts = 0..cluster.hosts.len();
+        hosts.filter(|&at| waits(&cluster.hosts[at])).collect()
+    };
+    let asking = with(|host| !host.answers.is_empty());
+    let telling = with(|host| !host.said.is_empty());
+    let all = channels.len() + asking.len() + telling.len();
+    if all == 0 {
         return;
     }
-    let choice = random.below(channels.len() + asking.len());
-    match channels.get(choice) {
-        Some(&channel) => cluster.deliver(now, channel),
-        None => cluster.answer(now, asking[choice - channels.len()]),
+    let choice = random.below(all);
+    if let Some(&channel) = channels.get(choice) {
+        cluster.deliver(now, channel);
+    } else if let Some(&at) = asking.get(choice - channels.len()) {
+        cluster.answer(now, at);
+    } else {
+        cluster.hear(telling[choice - channels.len() - asking.len()]);
     }
 }
