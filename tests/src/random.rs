@@ -1,5 +1,32 @@
 //! Numbers that follow from a seed.
 
+use std::env;
+use std::time::UNIX_EPOCH;
+
+/// A number from the environment.
+///
+/// # Panics
+/// If it is set to something else.
+#[must_use]
+pub fn number(variable: &str) -> Option<u64> {
+    let text = env::var(variable).ok()?;
+    Some(text.parse().expect("a number"))
+}
+
+/// The seed that the environment names, else another one each second; printed, as a test that fails
+/// has to name it.
+#[must_use]
+pub fn seed(variable: &str) -> u64 {
+    let fresh = || {
+        UNIX_EPOCH
+            .elapsed()
+            .map_or(0, |time| time.as_secs() % 1_000_000)
+    };
+    let seed = number(variable).unwrap_or_else(fresh);
+    println!("{variable}={seed}");
+    seed
+}
+
 /// SplitMix64.
 #[derive(Clone, Debug)]
 pub struct Random(pub u64);

@@ -4,11 +4,10 @@
 //! `DUEL_SEEDS=200 cargo test --release -p migshm-tests --test duel` makes a million calls. Seeds
 //! are consecutive numbers from `DUEL_FIRST`, else from one that differs from run to run.
 
-use std::env;
 use std::ops::Range;
 use std::process::Command;
-use std::time::UNIX_EPOCH;
 
+use migshm_tests::random::{number, seed};
 use migshm_tests::{Lab, Solo, assert_prints_as_on_the_kernel, is_root_for, library, program, run};
 
 const STEPS: &str = "5000";
@@ -40,16 +39,8 @@ fn random_programs_of_three_nodes_print_what_they_print_on_the_kernel() {
 }
 
 fn seeds() -> Range<u64> {
-    let first = number("DUEL_FIRST").unwrap_or_else(|| {
-        UNIX_EPOCH
-            .elapsed()
-            .map_or(0, |elapsed| elapsed.as_secs() % 1_000_000)
-    });
+    let first = seed("DUEL_FIRST");
     first..first + number("DUEL_SEEDS").unwrap_or(6)
-}
-
-fn number(variable: &str) -> Option<u64> {
-    env::var(variable).ok()?.parse().ok()
 }
 
 /// Runs the same program on both sides; ours with more arguments.

@@ -2,7 +2,10 @@
 //! for the others, and never with zeros.
 
 use std::fs;
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
 
+use migshm_tests::random::{Random, number, seed};
 use migshm_tests::{Lab, Process, eventually, is_root_for};
 
 const PAGES: usize = 16;
@@ -91,9 +94,12 @@ fn a_segment_that_only_a_dead_node_used_is_lost() {
     other.obey("remove");
 }
 
+/// One or two of four nodes die while all write: `NODE_DEATHS` times.
 #[test]
 fn nodes_that_die_while_all_write_leave_the_others_writing() {
-    for victims in [&["node1"][..], &["node2"], &["node2", "node1"]] {
+    let mut random = Random(seed("NODE_DEATH_SEED"));
+    let mut longest = Duration::ZERO;
+    for _ in 0..number("NODE_DEATHS").unwrap_or(3) {
         let lab = Lab::new(4);
         let [first, second, third] = processes(&lab);
         let mut fourth = lab.start(4, "sysv");
@@ -104,18 +110,27 @@ fn nodes_that_die_while_all_write_leave_the_others_writing() {
             (0..ROUNDS).for_each(|round| process.tell(&format!("fill {}", round + 2)));
         }
         // They are at it.
-        assert_eq!(processes[2].answer(), "ok");
-        for victim in victims {
-            lab.labctl(&["crash", victim]);
+        let before = random.index(ROUNDS / 2);
+        (0..=before).for_each(|_| assert_eq!(processes[2].answer(), "ok"));
+        let victim = 1 + random.index(2);
+        lab.labctl(&["crash", &format!("node{victim}")]);
+        if random.below(3) == 0 {
+            lab.labctl(&["crash", &format!("node{}", 3 - victim)]);
         }
         let mut survivors = processes.split_off(2);
-        assert_eq!(survivors[1].answer(), "ok");
-        for process in &mut survivors {
-            for _ in 1..ROUNDS {
-                let answer = process.answer();
-                assert!(["ok", "SIGBUS"].contains(&answer.as_str()), "{answer}");
-            }
-        }
+        let stalls = thread::scope(|scope| {
+            let answers = survivors.iter_mut().zip([before + 1, 0]);
+            let watchers: Vec<_> = answers
+                .map(|(survivor, got)| {
+                    scope.spawn(move || longest_wait(survivor, ROUNDS - got, &["ok", "SIGBUS"]))
+                })
+                .collect();
+            watchers
+                .into_iter()
+                .map(|watcher| watcher.join().expect("right answers"))
+                .max()
+        });
+        longest = longest.max(stalls.unwrap_or_default());
         let census = survivors[0].ask("census");
         assert_eq!(survivors[1].ask("census"), census);
         let (held, lost) = census.split_once(" held, ").expect("no zeros");
@@ -124,6 +139,93 @@ fn nodes_that_die_while_all_write_leave_the_others_writing() {
         assert_eq!(count(held) + count(lost), PAGES);
         survivors[0].obey("remove");
     }
+    println!("a survivor waited for {longest:.1?} at most");
+}
+
+/// Takes so many answers, each one of those that may come; gives the longest time between two.
+fn longest_wait(process: &mut Process, answers: usize, right: &[&str]) -> Duration {
+    let mut longest = Duration::ZERO;
+    for _ in 0..answers {
+        let start = Instant::now();
+        let answer = process.answer();
+        longest = longest.max(start.elapsed());
+        assert!(right.contains(&answer.as_str()), "{answer}");
+    }
+    longest
+}
+
+/// A link is cut for any time, `CUTS` times: the node stays a member or has to go, and a write is
+/// seen by all who read after it or is lost.
+#[test]
+fn a_link_that_is_cut_for_any_time_makes_no_two_truths() {
+    if !is_root_for("a network namespace for each host") {
+        return;
+    }
+    let mut random = Random(seed("CUT_SEED"));
+    let lab = Lab::with(3, &["--netns"]);
+    let (mut stayed, mut gone) = (0, 0);
+    let mut outsider = lab.start(3, "sysv");
+    let [mut first, mut second] = [1, 2].map(|node| lab.start(node, "sysv"));
+    for round in 0..number("CUTS").unwrap_or(3) {
+        let segment = format!("segment {} 65536", round + 1);
+        for process in [&mut first, &mut second, &mut outsider] {
+            process.obey(&segment);
+            process.obey("part 0 16");
+        }
+        let creator = [&mut first, &mut outsider];
+        creator
+            .into_iter()
+            .nth(random.index(2))
+            .expect("one of two")
+            .obey("fill 1");
+        for reader in [&mut first, &mut second, &mut outsider] {
+            if random.below(2) == 0 {
+                reader.obey("check 1");
+            }
+        }
+        let inside = random.below(2) == 0;
+        lab.labctl(&["cut", "node3"]);
+        let (writer, reader) = if inside {
+            (&mut first, &mut outsider)
+        } else {
+            (&mut outsider, &mut first)
+        };
+        writer.tell("fill 2");
+        // As many of up to 0.8 s as of up to 6.4 s.
+        let most = 6_400 >> random.below(4);
+        sleep(Duration::from_millis(random.below(most)));
+        lab.labctl(&["heal", "node3"]);
+        let written = writer.answer();
+        assert!(["ok", "SIGBUS"].contains(&written.as_str()), "{written}");
+        let read = reader.ask("check 2");
+        match (written.as_str(), read.as_str()) {
+            ("ok", "ok" | "SIGBUS") | ("SIGBUS", "SIGBUS") => {}
+            // Of what was written in part and is lost nothing is left but what was before.
+            ("SIGBUS", _) => {
+                let before = reader.ask("check 1");
+                assert!(["ok", "SIGBUS"].contains(&before.as_str()), "{before}");
+            }
+            _ => panic!("written: {written}, read: {read}"),
+        }
+        let census = first.ask("census");
+        assert_eq!(second.ask("census"), census);
+        assert!(census.ends_with(" lost"), "{census}");
+        if written == "ok" && inside {
+            second.obey("check 2");
+        }
+        let has_left = outsider.ask("nattch") == "ENOSYS";
+        first.obey("remove");
+        if has_left {
+            gone += 1;
+            drop(outsider);
+            lab.labctl(&["crash", "node3"]);
+            lab.labctl(&["start", "node3"]);
+            outsider = lab.start(3, "sysv");
+        } else {
+            stayed += 1;
+        }
+    }
+    println!("the node stayed {stayed} times and had to go {gone} times");
 }
 
 #[test]

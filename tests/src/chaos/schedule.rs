@@ -54,14 +54,15 @@ impl Fault {
         Fault::CrashNode,
     ];
 
-    /// Those that the cluster survives today.
-    pub const SURVIVED: [Fault; 6] = [
+    /// Those that the clients do not notice.
+    pub const SURVIVED: [Fault; 7] = [
         Fault::KillProcess,
         Fault::StopProcess,
         Fault::PauseDaemon,
         Fault::PauseCoordinator,
         Fault::Cut,
         Fault::CutCoordinator,
+        Fault::KillCoordinator,
     ];
 
     /// Its name on the command line.
