@@ -33,9 +33,9 @@ use crate::store::{Store, StoreError};
 
 /// How long a node may take to open its link, and to take note of a refusal.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
-/// For how long after a node has said something its processes may operate on semaphore sets that
-/// are delegated to it, and a little more.
-const LEASE: Duration = Duration::from_millis(2_600);
+/// For how long after a node has said something its processes may use shared pages, and operate on
+/// semaphore sets that are delegated to it (2.5 s), and what it may take to stop them.
+const LEASE: Duration = Duration::from_secs(3);
 /// How long a node has to come back whose link was lost, but not to silence.
 const RETURN: Duration = Duration::from_secs(1);
 /// How long all nodes have to come back to a coordinator that was away: they notice that after 3 s of
@@ -148,7 +148,7 @@ enum Contents {
 enum Ending {
     /// The node is gone, or has no place here.
     Final(String),
-    /// It may come back.
+    /// It may come back, unless it has said that it will not ([`LinkError::Ended`]).
     Lost(LinkError),
 }
 
@@ -202,13 +202,13 @@ impl Server {
                 let Membership { node, epoch } = membership;
                 match self.listen(membership, number, &mut link.receiver).await {
                     Ending::Final(reason) => {
-                        tracing::info!(%node, name, %address, epoch, reason, "leaves");
+                        tracing::info!(%node, name, %address, epoch, reason, "has to leave");
                         link.sender.close(&reason);
-                        self.part(membership, number, None).await;
+                        self.part(membership, number, Ending::Final(reason)).await;
                     }
                     Ending::Lost(error) => {
                         tracing::info!(%node, name, %address, epoch, %error, "link lost");
-                        self.part(membership, number, Some(error)).await;
+                        self.part(membership, number, Ending::Lost(error)).await;
                     }
                 }
             }
@@ -311,8 +311,7 @@ impl Server {
         loop {
             let frame = match receiver.next().await {
                 Ok(frame) => frame,
-                // It said that it has nothing more to say, or said what makes no sense.
-                Err(error @ (LinkError::Ended | LinkError::Violation(_))) => {
+                Err(error @ LinkError::Violation(_)) => {
                     return Ending::Final(error.to_string());
                 }
                 Err(error) => return Ending::Lost(error),
@@ -337,13 +336,10 @@ impl Server {
     }
 
     /// A link has ended; its node leaves with it, unless it comes back where it may.
-    async fn part(&self, membership: Membership, number: u64, lost: Option<LinkError>) {
+    async fn part(&self, membership: Membership, number: u64, ending: Ending) {
         let since = Instant::now();
         loop {
-            let until = match self
-                .lock()
-                .leaves_at(membership, number, since, lost.as_ref())
-            {
+            let until = match self.lock().leaves_at(membership, number, since, &ending) {
                 Some(time) => time,
                 None => return,
             };
@@ -361,7 +357,8 @@ impl Server {
 
     /// A member that a coordinator before this one had.
     async fn await_return(self: Arc<Self>, membership: Membership, number: u64) {
-        self.part(membership, number, Some(LinkError::Silent)).await;
+        self.part(membership, number, Ending::Lost(LinkError::Silent))
+            .await;
     }
 
     /// Ends the link of the member with this name, if there is one, and waits until its processes
@@ -563,7 +560,7 @@ impl State {
         membership: Membership,
         number: u64,
         since: Instant,
-        lost: Option<&LinkError>,
+        ending: &Ending,
     ) -> Option<Instant> {
         if !self.is_current(membership, number) {
             return None;
@@ -572,17 +569,19 @@ impl State {
         let node = membership.node;
         let member = self.members.get_mut(&node)?;
         member.link = None;
-        member.leaves |= lost.is_none();
-        let mut until = match lost {
-            None => since,
+        member.leaves |= matches!(ending, Ending::Final(_) | Ending::Lost(LinkError::Ended));
+        let until = match ending {
+            // It said that it has nothing more to say.
+            Ending::Lost(LinkError::Ended) if self.replica.delegated_to(node).is_empty() => {
+                return Some(since);
+            }
+            Ending::Final(_) | Ending::Lost(LinkError::Ended) => since,
             // It has had its time.
-            Some(LinkError::Silent) => since.max(self.lenient_until),
-            Some(_) => (since + RETURN).max(self.lenient_until),
+            Ending::Lost(LinkError::Silent) => since.max(self.lenient_until),
+            Ending::Lost(_) => (since + RETURN).max(self.lenient_until),
         };
-        if !self.replica.delegated_to(node).is_empty() {
-            until = until.max(member.heard + LEASE);
-        }
-        Some(until)
+        // It may be well, and the others must not go on while its processes do.
+        Some(until.max(member.heard + LEASE))
     }
 
     /// This process has its turn. If it has not had it for long, others may think that it is gone.

@@ -314,7 +314,11 @@ pub fn connect_peer(node: &Node, member: Member) {
                 Ok(link) => hear_peer(node, link).await,
                 Err(error) => {
                     tracing::warn!(peer = member.name, %error, "cannot reach a member");
-                    node.borrow_mut().on_unreachable(member.node);
+                    let mut node = node.borrow_mut();
+                    // Another may have its slot by now.
+                    if node.members.contains(&member) {
+                        node.on_unreachable(member.node);
+                    }
                 }
             }
             tokio::time::sleep(RECONNECT_PAUSE).await;
