@@ -164,9 +164,8 @@ fn a_link_that_is_cut_for_any_time_makes_no_two_truths() {
     let mut random = Random(seed("CUT_SEED"));
     let lab = Lab::with(3, &["--netns"]);
     let (mut stayed, mut gone) = (0, 0);
-    let mut outsider = lab.start(3, "sysv");
-    let [mut first, mut second] = [1, 2].map(|node| lab.start(node, "sysv"));
     for round in 0..number("CUTS").unwrap_or(3) {
+        let [mut first, mut second, mut outsider] = [1, 2, 3].map(|node| lab.start(node, "sysv"));
         let segment = format!("segment {} 65536", round + 1);
         for process in [&mut first, &mut second, &mut outsider] {
             process.obey(&segment);
@@ -217,10 +216,8 @@ fn a_link_that_is_cut_for_any_time_makes_no_two_truths() {
         first.obey("remove");
         if has_left {
             gone += 1;
-            drop(outsider);
             lab.labctl(&["crash", "node3"]);
             lab.labctl(&["start", "node3"]);
-            outsider = lab.start(3, "sysv");
         } else {
             stayed += 1;
         }
