@@ -28,6 +28,7 @@
 
 mod accounts;
 mod ids;
+mod journal;
 mod members;
 mod msg;
 mod notices;
