@@ -71,7 +71,7 @@ pub async fn serve(
         tokio::spawn(Arc::clone(&server).await_return(membership, 0));
     }
     let watch = Arc::clone(&server);
-    // A task of its own: the runtime wakes its outermost one by a system call.
+    // A task of its own: before the outermost one has its turn, the runtime looks at all descriptors.
     let mut keeper = JoinSet::new();
     keeper.spawn(Arc::clone(&server).keep(store));
     tokio::select! {
