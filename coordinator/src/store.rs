@@ -135,6 +135,9 @@ const FORMAT_KEY: &str = "migshm coordinator";
 /// One, by its number.
 const SNAPSHOT: TableDefinition<u64, &[u8]> = TableDefinition::new("snapshot");
 
+/// A snapshot after its number.
+type Numbered = (u64, Vec<u8>);
+
 /// A state directory.
 pub struct Directory {
     database: Database,
@@ -333,7 +336,7 @@ fn existing(
     path: &Path,
     file: &Path,
     durability: Durability,
-) -> Result<(Database, Option<(u64, Vec<u8>)>), StoreError> {
+) -> Result<(Database, Option<Numbered>), StoreError> {
     let foreign = || StoreError::Foreign {
         path: path.to_owned(),
         found: FILE.to_owned(),
