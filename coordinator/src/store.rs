@@ -1,4 +1,4 @@
-//! Where a coordinator's state outlives it: a directory with an embedded database (redb) and a [`journal`].
+//! Where a coordinator's state outlives it: a directory with an embedded database (redb) and a journal.
 //!
 //! The database has a snapshot of the state, the journal what has happened since. A commit to either is all or
 //! nothing: a coordinator that is killed at any moment leaves the state as it was before or after it. Unless
@@ -7,8 +7,6 @@
 //!
 //! Snapshots are numbered, and a journal says which one it follows. One that follows a snapshot before the last
 //! was to be begun anew when the coordinator ended.
-//!
-//! [`journal`]: crate::journal
 
 use std::fmt::Display;
 use std::fs::{self, File};
