@@ -134,30 +134,8 @@ fn client_name() -> Peer {
 
 /// The daemons' runtime, in their scheduling class.
 fn runtime() -> Result<Runtime> {
-    schedule();
+    migshm_transport::run_early();
     Ok(tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?)
-}
-
-/// As the node daemon does: a real-time class where that is permitted, else the best nice value.
-fn schedule() {
-    let parameter = libc::sched_param { sched_priority: 1 };
-    // SAFETY: a live parameter structure; 0 is this thread.
-    if unsafe {
-        libc::sched_setscheduler(
-            0,
-            libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK,
-            &raw const parameter,
-        )
-    } == 0
-    {
-        return;
-    }
-    for nice in [-19, -10, -5] {
-        // SAFETY: plain integers.
-        if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) } == 0 {
-            return;
-        }
-    }
 }

@@ -122,6 +122,7 @@ fn with_port(address: &str) -> Result<String, Infallible> {
 pub fn coordinator(args: CoordinatorArgs) -> anyhow::Result<ExitCode> {
     // SAFETY: the command line says that this descriptor was passed for this use.
     let mut ready = args.ready_fd.map(|fd| unsafe { File::from_raw_fd(fd) });
+    let scheduling = migshm_transport::run_early();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -136,7 +137,7 @@ pub fn coordinator(args: CoordinatorArgs) -> anyhow::Result<ExitCode> {
         let renewals = migshm_transport::follow(endpoint.clone(), args.pki.clone())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
-        tracing::info!(address = %endpoint.local_address()?, pki = %args.pki.display(), "serving");
+        tracing::info!(address = %endpoint.local_address()?, pki = %args.pki.display(), scheduling, "serving");
         if let Some(mut pipe) = ready.take() {
             pipe.write_all(b"+")
                 .context("cannot tell that the coordinator serves")?;

@@ -29,6 +29,7 @@
 mod accounts;
 mod complaints;
 mod ids;
+mod journal;
 mod members;
 mod msg;
 mod notices;

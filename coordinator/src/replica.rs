@@ -84,8 +84,8 @@ pub struct Record {
 /// What a store gives back: all that has happened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stored {
-    /// A [`Replica::snapshot`], if any was made.
-    pub snapshot: Option<Vec<u8>>,
+    /// A [`Replica::snapshot`].
+    pub snapshot: Vec<u8>,
     /// The records since, as [`Record::encode`] gave them.
     pub records: Vec<Vec<u8>>,
 }
@@ -141,15 +141,13 @@ impl Replica {
         Replica::new(RandomState::new().build_hasher().finish())
     }
 
-    /// What a coordinator was that stored this; `None` if there is nothing.
+    /// What a coordinator was that stored this.
     ///
     /// # Errors
     /// [`Unreadable`]: damaged, or of another version.
-    pub fn recover(stored: &Stored) -> Result<Option<Replica>, Unreadable> {
-        let Some(snapshot) = &stored.snapshot else {
-            return Ok(None);
-        };
-        let mut replica: Replica = codec::decode_stored(snapshot).map_err(Unreadable::Snapshot)?;
+    pub fn recover(stored: &Stored) -> Result<Replica, Unreadable> {
+        let mut replica: Replica =
+            codec::decode_stored(&stored.snapshot).map_err(Unreadable::Snapshot)?;
         for (index, bytes) in stored.records.iter().enumerate() {
             let (record, frame) =
                 codec::decode::<Record>(bytes).map_err(|error| Unreadable::Record(index, error))?;
@@ -157,7 +155,7 @@ impl Replica {
                 .apply(&record, frame)
                 .map_err(|rejected| Unreadable::Contradiction(index, rejected))?;
         }
-        Ok(Some(replica))
+        Ok(replica)
     }
 
     /// All of it, to be stored in place of what has happened so far.

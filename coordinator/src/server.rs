@@ -10,8 +10,8 @@
 //! the place of the first one, which may not have been noticed lost yet. What a node sends can end its
 //! own membership and nothing else.
 //!
-//! With a [`Store`], what happens is stored before anything is sent that follows from it: all that has
-//! come while the last commit was made, or that is there to be handled, is stored together.
+//! What follows from what happens is sent by one task, for all that was there to be handled. With a
+//! [`Store`] that stores it before, together with all that has come while the last commit was made.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -26,6 +26,7 @@ use migshm_transport::{
 };
 use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
 use crate::Settings;
 use crate::replica::{self, Input, Record, Rejected, Replica};
@@ -70,10 +71,15 @@ pub async fn serve(
         tokio::spawn(Arc::clone(&server).await_return(membership, 0));
     }
     let watch = Arc::clone(&server);
+    // A task of its own: before the outermost one has its turn, the runtime looks at all descriptors.
+    let mut keeper = JoinSet::new();
+    keeper.spawn(Arc::clone(&server).keep(store));
     tokio::select! {
         () = accept(&endpoint, &server) => Ok(()),
         () = watch.watch_itself() => unreachable!("for ever"),
-        failed = server.keep(store) => Err(failed),
+        failed = keeper.join_next() => {
+            Err(failed.expect("one task").expect("a store does not panic"))
+        }
     }
 }
 
@@ -85,7 +91,7 @@ async fn accept(endpoint: &Endpoint, server: &Arc<Server>) {
 
 struct Server {
     state: Mutex<State>,
-    /// There is something to store.
+    /// There is something to store, or to say.
     changed: Notify,
 }
 
@@ -158,7 +164,7 @@ impl Server {
         if *state.replica.settings() != settings {
             let configured = state.apply(Input::Configure { settings }, &[]);
             configured.expect("any settings will do");
-            state.flush(&self.changed);
+            self.changed.notify_one();
         }
     }
 
@@ -264,7 +270,7 @@ impl Server {
         state.members.insert(node, member);
         let number = state.connect(node, &link.sender, Cursor::default());
         tracing::info!(%node, name = link.peer.file_stem(), %address, epoch, "joined");
-        state.flush(&self.changed);
+        self.changed.notify_one();
         Ok((membership, number))
     }
 
@@ -327,7 +333,7 @@ impl Server {
             if let Some(member) = state.members.get_mut(&node) {
                 member.heard = Instant::now();
             }
-            state.flush(&self.changed);
+            self.changed.notify_one();
             if state.is_beyond_bounds(node) {
                 return Ending::Final("it does not say what it has received".to_owned());
             }
@@ -351,7 +357,7 @@ impl Server {
         let mut state = self.lock();
         if state.is_current(membership, number) {
             state.expel(membership.node);
-            state.flush(&self.changed);
+            self.changed.notify_one();
         }
     }
 
@@ -378,33 +384,32 @@ impl Server {
         }
     }
 
-    /// Stores what happens, until that fails.
-    async fn keep(&self, store: Option<Box<dyn Store>>) -> StoreError {
-        let Some(mut store) = store else {
-            return std::future::pending().await;
-        };
+    /// Stores what happens, and has it said then, until that fails.
+    async fn keep(self: Arc<Self>, mut store: Option<Box<dyn Store>>) -> StoreError {
         loop {
             self.changed.notified().await;
             let Some(Batch { contents, marks }) = self.lock().take_batch() else {
                 continue;
             };
-            let is_slow = store.is_slow();
-            let commit = move || {
-                let result = match contents {
-                    Contents::Records(records) => store.append(&records),
-                    Contents::Snapshot(snapshot) => store.replace(&snapshot),
+            if let Some(mut used) = store {
+                let is_slow = used.is_slow();
+                let commit = move || {
+                    let result = match contents {
+                        Contents::Records(records) => used.append(&records),
+                        Contents::Snapshot(snapshot) => used.replace(&snapshot),
+                    };
+                    (used, result)
                 };
-                (store, result)
-            };
-            let result;
-            (store, result) = match is_slow {
-                true => tokio::task::spawn_blocking(commit)
-                    .await
-                    .expect("a store does not panic"),
-                false => commit(),
-            };
-            if let Err(error) = result {
-                return error;
+                let (used, result) = match is_slow {
+                    true => tokio::task::spawn_blocking(commit)
+                        .await
+                        .expect("a store does not panic"),
+                    false => commit(),
+                };
+                if let Err(error) = result {
+                    return error;
+                }
+                store = Some(used);
             }
             self.lock().note_stored(marks);
         }
@@ -453,16 +458,6 @@ impl State {
             records.push(record.encode(frame));
         }
         Ok(())
-    }
-
-    /// Says what there is to say, or has it said once it is stored.
-    fn flush(&mut self, changed: &Notify) {
-        if self.records.is_some() {
-            return changed.notify_one();
-        }
-        if let Some(Batch { marks, .. }) = self.take_batch() {
-            self.note_stored(marks);
-        }
     }
 
     /// What is to be stored, and what may be said when it is.

@@ -1,10 +1,14 @@
-//! Where a coordinator's state outlives it: a directory with an embedded database (redb).
+//! Where a coordinator's state outlives it: a directory with an embedded database (redb) and a journal.
 //!
-//! The database has a snapshot of the state and what has happened since. A commit is a transaction: a
-//! coordinator that is killed at any moment leaves the state as it was before or after it. Unless
+//! The database has a snapshot of the state, the journal what has happened since. A commit to either is all or
+//! nothing: a coordinator that is killed at any moment leaves the state as it was before or after it. Unless
 //! [`Durability::Power`] is asked for, commits go to the kernel and not to the disk: they survive the
 //! coordinator, however it ends, but not the machine.
+//!
+//! Snapshots are numbered, and a journal says which one it follows. One that follows a snapshot before the last
+//! was to be begun anew when the coordinator ended.
 
+use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,6 +22,7 @@ use redb::{
     TableDefinition, TableError,
 };
 
+use crate::journal::{Contents, Journal};
 use crate::replica::{Replica, Stored};
 
 /// Where what happens to a coordinator is stored.
@@ -118,22 +123,25 @@ pub enum StoreError {
 const FILE: &str = "coordinator.redb";
 /// Its file while it is made.
 const NEW_FILE: &str = "coordinator.redb.new";
+const JOURNAL: &str = "coordinator.journal";
 /// Bytes of the database that are kept in memory.
 const CACHE: usize = 16 << 20;
 
 /// What the database is: name and version.
 const FORMAT: TableDefinition<&str, &str> = TableDefinition::new("format");
 const FORMAT_KEY: &str = "migshm coordinator";
-const SNAPSHOT: TableDefinition<(), &[u8]> = TableDefinition::new("snapshot");
-/// Records since the snapshot, numbered from 0.
-const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
+/// One, by its number.
+const SNAPSHOT: TableDefinition<u64, &[u8]> = TableDefinition::new("snapshot");
+
+/// A snapshot after its number.
+type Numbered = (u64, Vec<u8>);
 
 /// A state directory.
 pub struct Directory {
     database: Database,
-    durability: Durability,
-    /// Records in the log.
-    records: u64,
+    journal: Journal,
+    /// Of the snapshot.
+    number: u64,
 }
 
 impl Directory {
@@ -154,62 +162,74 @@ impl Directory {
             let new = path.join(NEW_FILE);
             create(path, &new, durability)?;
             fs::rename(&new, &file).map_err(in_directory)?;
-            File::open(path)
-                .and_then(|d| d.sync_all())
-                .map_err(in_directory)?;
+            sync(path).map_err(in_directory)?;
         }
-        let (database, stored) = existing(path, &file, durability)?;
-        let records = stored.records.len() as u64;
-        let mut directory = Directory {
+        let (database, snapshot) = existing(path, &file, durability)?;
+        let file = path.join(JOURNAL);
+        let Some((number, snapshot)) = snapshot else {
+            let journal = Journal::create(&file, durability, 0).map_err(in_directory)?;
+            sync(path).map_err(in_directory)?;
+            let mut directory = Directory {
+                database,
+                journal,
+                number: 0,
+            };
+            let replica = Replica::of_new_cluster();
+            directory.replace(&replica.snapshot())?;
+            return Ok((directory, replica));
+        };
+        let contents = match fs::read(&file) {
+            Ok(bytes) => Contents::parse(&bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(in_directory(error)),
+        };
+        let Some(contents) = contents.filter(|found| found.generation <= number) else {
+            return Err(damaged(path, &"its journal is incomplete"));
+        };
+        let mut journal = Journal::open(&file, durability, &contents).map_err(in_directory)?;
+        let mut records = contents.records;
+        if contents.generation < number {
+            journal.restart(number).map_err(in_directory)?;
+            records.clear();
+        }
+        let replica = Replica::recover(&Stored { snapshot, records });
+        let directory = Directory {
             database,
-            durability,
-            records,
+            journal,
+            number,
         };
-        let replica = match Replica::recover(&stored) {
-            Ok(Some(replica)) => replica,
-            Ok(None) => {
-                let replica = Replica::of_new_cluster();
-                directory.replace(&replica.snapshot())?;
-                replica
-            }
-            Err(error) => return Err(damaged(path, &error)),
-        };
-        Ok((directory, replica))
+        match replica {
+            Ok(replica) => Ok((directory, replica)),
+            Err(error) => Err(damaged(path, &error)),
+        }
     }
 
-    fn commit(&mut self, snapshot: Option<&[u8]>, records: &[Vec<u8>]) -> Result<u64, redb::Error> {
+    fn store(&mut self, number: u64, snapshot: &[u8]) -> Result<(), redb::Error> {
         let transaction = self.database.begin_write()?;
-        let mut next = self.records;
-        if let Some(snapshot) = snapshot {
-            transaction.open_table(SNAPSHOT)?.insert((), snapshot)?;
-            transaction.delete_table(LOG)?;
-            next = 0;
-        }
         {
-            let mut log = transaction.open_table(LOG)?;
-            for record in records {
-                log.insert(next, record.as_slice())?;
-                next += 1;
-            }
+            let mut table = transaction.open_table(SNAPSHOT)?;
+            table.remove(self.number)?;
+            table.insert(number, snapshot)?;
         }
         transaction.commit()?;
-        Ok(next)
+        Ok(())
     }
 }
 
 impl Store for Directory {
     fn append(&mut self, records: &[Vec<u8>]) -> Result<(), StoreError> {
-        self.records = self.commit(None, records).map_err(failed)?;
-        Ok(())
+        self.journal.append(records).map_err(failed)
     }
 
     fn replace(&mut self, snapshot: &[u8]) -> Result<(), StoreError> {
-        self.records = self.commit(Some(snapshot), &[]).map_err(failed)?;
-        Ok(())
+        let number = self.number + 1;
+        self.store(number, snapshot).map_err(failed)?;
+        self.number = number;
+        self.journal.restart(number).map_err(failed)
     }
 
     fn is_slow(&self) -> bool {
-        self.durability == Durability::Power
+        self.journal.durability() == Durability::Power
     }
 }
 
@@ -277,7 +297,6 @@ fn create(path: &Path, file: &Path, durability: Durability) -> Result<(), StoreE
         transaction
             .open_table(FORMAT)?
             .insert(FORMAT_KEY, version().as_str())?;
-        transaction.open_table(LOG)?;
         transaction.commit()?;
         Ok(())
     });
@@ -285,6 +304,11 @@ fn create(path: &Path, file: &Path, durability: Durability) -> Result<(), StoreE
         path: path.to_owned(),
         cause: io::Error::other(error),
     })
+}
+
+/// Has a directory's entries on the disk.
+fn sync(path: &Path) -> io::Result<()> {
+    File::open(path).and_then(|directory| directory.sync_all())
 }
 
 /// A directory without state must be empty: what is in it is somebody else's.
@@ -305,12 +329,12 @@ fn check_empty(path: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Opens a database and reads all of it.
+/// Opens a database and reads all of it: a snapshot and its number, if there is one.
 fn existing(
     path: &Path,
     file: &Path,
     durability: Durability,
-) -> Result<(Database, Stored), StoreError> {
+) -> Result<(Database, Option<Numbered>), StoreError> {
     let foreign = || StoreError::Foreign {
         path: path.to_owned(),
         found: FILE.to_owned(),
@@ -338,19 +362,18 @@ fn existing(
             Err(error) => return Err(error.into()),
         };
         if format.as_ref() != Some(&version()) {
-            return Ok((database, format, Stored::default()));
+            return Ok((database, format, None));
         }
         let snapshot = match transaction.open_table(SNAPSHOT) {
-            Ok(table) => table.get(())?.map(|found| found.value().to_owned()),
+            Ok(table) => {
+                let last = table.last()?;
+                last.map(|(number, found)| (number.value(), found.value().to_owned()))
+            }
             Err(TableError::TableDoesNotExist(_)) => None,
             Err(error) => return Err(error.into()),
         };
-        let mut records = Vec::new();
-        for entry in transaction.open_table(LOG)?.iter()? {
-            records.push(entry?.1.value().to_owned());
-        }
         drop(transaction);
-        Ok((database, format, Stored { snapshot, records }))
+        Ok((database, format, snapshot))
     };
     // The database's code takes some damage for its own fault.
     let read = catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| {
@@ -360,7 +383,7 @@ fn existing(
             reason.unwrap_or("no reason given").to_owned(),
         ))
     });
-    let (database, format, stored) = read.map_err(|error| match error {
+    let (database, format, snapshot) = read.map_err(|error| match error {
         redb::Error::DatabaseAlreadyOpen => StoreError::InUse {
             path: path.to_owned(),
         },
@@ -374,25 +397,25 @@ fn existing(
             found,
             expected: version(),
         }),
-        Some(_) => Ok((database, stored)),
+        Some(_) => Ok((database, snapshot)),
     }
 }
 
 /// What is stored is not the state of a coordinator.
-fn damaged(path: &Path, reason: &dyn std::error::Error) -> StoreError {
+fn damaged(path: &Path, reason: &dyn Display) -> StoreError {
     StoreError::Damaged {
         path: path.to_owned(),
         reason: reason.to_string(),
     }
 }
 
-fn failed(error: redb::Error) -> StoreError {
+fn failed(error: impl Display) -> StoreError {
     StoreError::Failed(error.to_string())
 }
 
 /// Of what is stored: messages are, as they are on the wire.
 fn version() -> String {
-    format!("1, with messages of version {}", VERSION.major)
+    format!("2, with messages of version {}", VERSION.major)
 }
 
 /// A redb database's first bytes.

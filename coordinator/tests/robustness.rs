@@ -336,12 +336,12 @@ proptest! {
         snapshot_at in 0..200usize,
     ) {
         let mut replica = Replica::new(7);
-        let mut all = Stored { snapshot: Some(replica.snapshot()), records: Vec::new() };
+        let mut all = Stored { snapshot: replica.snapshot(), records: Vec::new() };
         let mut recent = all.clone();
         let joins = (0..3).map(Event::Join);
         for (at, event) in joins.chain(events).enumerate() {
             if at == snapshot_at {
-                recent = Stored { snapshot: Some(replica.snapshot()), records: Vec::new() };
+                recent = Stored { snapshot: replica.snapshot(), records: Vec::new() };
             }
             let (record, frame) = record(at as i64, &event, &replica);
             if let Ok(true) = replica.apply(&record, &frame) {
@@ -351,7 +351,7 @@ proptest! {
         }
         let state = replica.snapshot();
         for stored in [all, recent] {
-            let recovered = Replica::recover(&stored).unwrap().unwrap();
+            let recovered = Replica::recover(&stored).unwrap();
             prop_assert!(recovered.snapshot() == state, "{:?} is not {:?}", recovered, replica);
         }
     }

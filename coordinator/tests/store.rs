@@ -8,6 +8,9 @@ use migshm_coordinator::store::{Directory, Durability, Store};
 use proptest::prelude::*;
 
 const FILE: &str = "coordinator.redb";
+const JOURNAL: &str = "coordinator.journal";
+/// Bytes of a journal before its commits.
+const HEADER: usize = 56;
 
 fn open(path: &Path) -> Result<(Directory, Replica), String> {
     Directory::open(path, Durability::Process).map_err(|error| error.to_string())
@@ -110,7 +113,7 @@ fn a_database_of_another_program_or_version_is_refused() {
     write(Some("0"));
     let error = open(path.path()).err().unwrap();
     assert!(
-        error.contains("is of format 0, this coordinator's is 1"),
+        error.contains("is of format 0, this coordinator's is 2"),
         "{error}"
     );
 }
@@ -122,16 +125,87 @@ fn a_directory_that_was_not_made_to_the_end_is_made_anew() {
     assert_eq!(open(path.path()).unwrap().1.members().count(), 0);
 }
 
+/// A state of so many joins, and the directory's journal after each.
+fn grown(path: &Path, nodes: usize) -> (Replica, Vec<Vec<u8>>) {
+    let (mut directory, mut replica) = open(path).unwrap();
+    let mut journals = Vec::new();
+    for number in 0..nodes {
+        grow(&mut directory, &mut replica, number..number + 1);
+        journals.push(fs::read(path.join(JOURNAL)).unwrap());
+    }
+    (replica, journals)
+}
+
+#[test]
+fn a_commit_that_was_written_in_part_was_none() {
+    let path = tempfile::tempdir().unwrap();
+    let (_, journals) = grown(path.path(), 3);
+    let [before, after] = [&journals[1], &journals[2]];
+    for written in before.len()..=after.len() {
+        let mut journal = before.clone();
+        journal.extend(&after[before.len()..written]);
+        fs::write(path.path().join(JOURNAL), journal).unwrap();
+        let (mut directory, mut replica) = open(path.path()).unwrap();
+        let nodes = 2 + usize::from(written == after.len());
+        assert_eq!(replica.members().count(), nodes);
+        // What is stored next takes its place.
+        grow(&mut directory, &mut replica, 4..5);
+        drop(directory);
+        assert_eq!(open(path.path()).unwrap().1.members().count(), nodes + 1);
+    }
+}
+
+#[test]
+fn what_was_stored_before_a_snapshot_counts_no_more() {
+    let path = tempfile::tempdir().unwrap();
+    let (replica, journals) = grown(path.path(), 4);
+    // The journal was not begun anew yet.
+    fs::write(path.path().join(JOURNAL), &journals[2]).unwrap();
+    let (mut directory, mut recovered) = open(path.path()).unwrap();
+    assert_eq!(recovered.snapshot(), replica.snapshot());
+    grow(&mut directory, &mut recovered, 4..5);
+    drop(directory);
+    assert_eq!(open(path.path()).unwrap().1.members().count(), 5);
+}
+
+#[test]
+fn a_journal_that_does_not_fit_is_refused() {
+    let path = tempfile::tempdir().unwrap();
+    drop(open(path.path()).unwrap());
+    let early = fs::read(path.path().join(FILE)).unwrap();
+    let (replica, journals) = grown(path.path(), 5);
+    let [journal, file] = [JOURNAL, FILE].map(|file| path.path().join(file));
+    let refuse = || {
+        let error = open(path.path()).err().unwrap();
+        assert!(error.contains("its journal is incomplete"), "{error}");
+    };
+    // The snapshot's first commit was confirmed.
+    fs::write(
+        &journal,
+        [&journals[4][..HEADER], &journals[3][HEADER..]].concat(),
+    )
+    .unwrap();
+    refuse();
+    fs::remove_file(&journal).unwrap();
+    refuse();
+    fs::write(&journal, &journals[4]).unwrap();
+    let late = fs::read(&file).unwrap();
+    fs::write(&file, early).unwrap();
+    refuse();
+    fs::write(&file, late).unwrap();
+    assert_eq!(open(path.path()).unwrap().1.snapshot(), replica.snapshot());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
 
     #[test]
-    fn damage_is_found_or_does_no_harm(at in any::<prop::sample::Index>(), bits in 1..=255u8, cut in any::<bool>()) {
+    fn damage_is_found_or_does_no_harm(at in any::<prop::sample::Index>(), bits in 1..=255u8, cut in any::<bool>(), journal in any::<bool>()) {
         let path = tempfile::tempdir().unwrap();
         let (mut directory, mut replica) = open(path.path()).unwrap();
         grow(&mut directory, &mut replica, 0..8);
         drop(directory);
-        let file = path.path().join(FILE);
+        let file = path.path().join(if journal { JOURNAL } else { FILE });
         let mut contents = fs::read(&file).unwrap();
         // Where anything is.
         let used: Vec<usize> = (0..contents.len()).filter(|at| contents[*at] != 0).collect();

@@ -197,7 +197,7 @@ async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
     }
     start::raise_descriptor_limit();
     start::keep_memory();
-    let class = start::schedule();
+    let class = migshm_transport::run_early();
 
     let device = match Uffd::device() {
         Ok(device) => Some(device),

@@ -125,32 +125,6 @@ pub fn listen(directory: &Path) -> io::Result<Socket> {
     Socket::listen(&path)
 }
 
-/// Asks the kernel to run this daemon before programs that compute, as every program that waits
-/// for a page of this node waits for it: a real-time class (whose share of the processor the
-/// kernel bounds, `sched_rt_runtime_us`) where that is permitted, else the best nice value that
-/// is. The median of a fault hardly changes; its tail under load does, by a factor of ten or more.
-pub fn schedule() -> &'static str {
-    let parameter = libc::sched_param { sched_priority: 1 };
-    // SAFETY: a live parameter structure; 0 is this thread.
-    if unsafe {
-        libc::sched_setscheduler(
-            0,
-            libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK,
-            &raw const parameter,
-        )
-    } == 0
-    {
-        return "SCHED_FIFO";
-    }
-    for nice in [-19, -10, -5] {
-        // SAFETY: plain integers.
-        if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) } == 0 {
-            return "raised nice value";
-        }
-    }
-    "default"
-}
-
 /// Keeps the buffers of frames, which come and go all the time, from being given back to the kernel
 /// and got from it, zeroed, again.
 pub fn keep_memory() {

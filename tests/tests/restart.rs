@@ -256,9 +256,12 @@ fn a_full_disk_ends_the_coordinator_and_loses_nothing() {
     process.obey("queue 1");
     kill(&lab);
     let state = lab.directory().join("state");
-    let stored = fs::read(state.join("coordinator.redb")).expect("it was stored");
+    let files = ["coordinator.redb", "coordinator.journal"];
+    let stored = files.map(|file| fs::read(state.join(file)).expect("it was stored"));
     let disk = SmallDisk::over(&state, "16m");
-    fs::write(state.join("coordinator.redb"), stored).expect("there is room");
+    for (file, stored) in files.iter().zip(stored) {
+        fs::write(state.join(file), stored).expect("there is room");
+    }
     let filler = state.join("filler");
     // Until nothing fits any more.
     let _ = fs::write(&filler, vec![1; 16 << 20]);

@@ -26,6 +26,7 @@ mod link;
 mod peer;
 pub mod pki;
 mod renewal;
+mod scheduling;
 mod tuning;
 
 pub use carrier::Carrier;
@@ -34,3 +35,4 @@ pub use link::{Datagrams, Frame, FrameReceiver, FrameSender, Link, LinkError};
 pub use peer::{BadName, Peer};
 pub use pki::{Identity, PkiError};
 pub use renewal::follow;
+pub use scheduling::run_early;
