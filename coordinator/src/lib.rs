@@ -27,6 +27,7 @@
 #![forbid(unsafe_code)]
 
 mod accounts;
+pub mod etcd;
 mod ids;
 mod members;
 mod msg;

@@ -1,4 +1,5 @@
-//! Where a coordinator's state outlives it: a directory with an embedded database (redb).
+//! Where a coordinator's state outlives it: etcd ([`etcd`](crate::etcd)), or a directory with an embedded
+//! database (redb), which is here.
 //!
 //! The database has a snapshot of the state and what has happened since. A commit is a transaction: a
 //! coordinator that is killed at any moment leaves the state as it was before or after it. Unless
@@ -18,24 +19,52 @@ use redb::{
     TableDefinition, TableError,
 };
 
+use crate::etcd::{self, Log};
 use crate::replica::{Replica, Stored};
 
 /// Where what happens to a coordinator is stored.
-pub trait Store: Send {
-    /// Adds records, all or none. They are stored when this returns.
+pub enum Store {
+    /// A directory of this host.
+    Directory(Directory),
+    /// An etcd cluster.
+    Etcd(Box<Log>),
+}
+
+/// What is stored at once.
+#[derive(Debug)]
+pub enum Contents {
+    /// What has happened since.
+    Records(Vec<Vec<u8>>),
+    /// All of the state, in place of what is stored.
+    Snapshot(Vec<u8>),
+}
+
+impl Store {
+    /// Stores all or nothing. It is stored when this is done.
     ///
     /// # Errors
-    /// [`StoreError`]: it may not be used any more.
-    fn append(&mut self, records: &[Vec<u8>]) -> Result<(), StoreError>;
-
-    /// Has a snapshot take the place of all that is stored.
-    ///
-    /// # Errors
-    /// [`StoreError`]: it may not be used any more.
-    fn replace(&mut self, snapshot: &[u8]) -> Result<(), StoreError>;
-
-    /// Whether these take so long that nothing else may wait for them.
-    fn is_slow(&self) -> bool;
+    /// [`StoreError`]: there is no way to go on.
+    pub async fn commit(self, contents: Contents) -> Result<Store, StoreError> {
+        match self {
+            Store::Directory(mut directory) => {
+                let is_slow = directory.durability == Durability::Power;
+                let commit = move || {
+                    directory.commit(&contents)?;
+                    Ok(Store::Directory(directory))
+                };
+                match is_slow {
+                    true => tokio::task::spawn_blocking(commit)
+                        .await
+                        .expect("a store does not panic"),
+                    false => commit(),
+                }
+            }
+            Store::Etcd(mut log) => {
+                log.commit(&contents).await?;
+                Ok(Store::Etcd(log))
+            }
+        }
+    }
 }
 
 /// What commits survive.
@@ -112,6 +141,9 @@ pub enum StoreError {
     /// Writing failed.
     #[error("cannot store the coordinator's state: {0}")]
     Failed(String),
+    /// etcd cannot be used, or no longer.
+    #[error(transparent)]
+    Etcd(#[from] etcd::Error),
 }
 
 /// The database's file in the directory.
@@ -169,7 +201,7 @@ impl Directory {
             Ok(Some(replica)) => replica,
             Ok(None) => {
                 let replica = Replica::of_new_cluster();
-                directory.replace(&replica.snapshot())?;
+                directory.commit(&Contents::Snapshot(replica.snapshot()))?;
                 replica
             }
             Err(error) => return Err(damaged(path, &error)),
@@ -177,7 +209,22 @@ impl Directory {
         Ok((directory, replica))
     }
 
-    fn commit(&mut self, snapshot: Option<&[u8]>, records: &[Vec<u8>]) -> Result<u64, redb::Error> {
+    /// Stores all or nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`]: it may not be used any more.
+    pub fn commit(&mut self, contents: &Contents) -> Result<(), StoreError> {
+        self.records = self
+            .write(contents)
+            .map_err(|error| StoreError::Failed(error.to_string()))?;
+        Ok(())
+    }
+
+    fn write(&self, contents: &Contents) -> Result<u64, redb::Error> {
+        let (snapshot, records) = match contents {
+            Contents::Records(records) => (None, records.as_slice()),
+            Contents::Snapshot(snapshot) => (Some(snapshot.as_slice()), [].as_slice()),
+        };
         let transaction = self.database.begin_write()?;
         let mut next = self.records;
         if let Some(snapshot) = snapshot {
@@ -194,22 +241,6 @@ impl Directory {
         }
         transaction.commit()?;
         Ok(next)
-    }
-}
-
-impl Store for Directory {
-    fn append(&mut self, records: &[Vec<u8>]) -> Result<(), StoreError> {
-        self.records = self.commit(None, records).map_err(failed)?;
-        Ok(())
-    }
-
-    fn replace(&mut self, snapshot: &[u8]) -> Result<(), StoreError> {
-        self.records = self.commit(Some(snapshot), &[]).map_err(failed)?;
-        Ok(())
-    }
-
-    fn is_slow(&self) -> bool {
-        self.durability == Durability::Power
     }
 }
 
@@ -386,12 +417,8 @@ fn damaged(path: &Path, reason: &dyn std::error::Error) -> StoreError {
     }
 }
 
-fn failed(error: redb::Error) -> StoreError {
-    StoreError::Failed(error.to_string())
-}
-
 /// Of what is stored: messages are, as they are on the wire.
-fn version() -> String {
+pub(crate) fn version() -> String {
     format!("1, with messages of version {}", VERSION.major)
 }
 
