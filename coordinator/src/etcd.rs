@@ -105,6 +105,30 @@ pub struct Candidate {
     address: String,
 }
 
+/// Who leads.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Leaders {
+    /// The coordinator's address.
+    pub coordinator: Option<String>,
+    /// Addresses of the members of etcd that say so: one, or none while they elect.
+    pub members: Vec<String>,
+}
+
+/// Looks who leads, now.
+///
+/// # Errors
+/// [`Error`]: etcd does not answer soon.
+pub async fn leaders(location: &Location, tls: Option<&Tls>) -> Result<Leaders, Error> {
+    let client = Client::new(location, tls)?;
+    let key = Keys::new(&location.prefix).leader();
+    let found = client.range(&one(&key), Some(Instant::now())).await?;
+    let address = |kv: &KeyValue| String::from_utf8_lossy(&kv.value).into_owned();
+    Ok(Leaders {
+        coordinator: found.kvs.first().map(address),
+        members: client.leaders().await.into_iter().map(str::to_owned).collect(),
+    })
+}
+
 /// While a coordinator leads.
 pub struct Term<'a> {
     candidate: &'a Candidate,
