@@ -10,8 +10,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use migshm_coordinator::replica::Replica;
 use migshm_coordinator::etcd::{self, Candidate, Location, Tls};
+use migshm_coordinator::replica::Replica;
 use migshm_coordinator::store::{Directory, Durability, Store, StoreError};
 use migshm_coordinator::{Quotas, Rules, Settings, server};
 use migshm_transport::{Endpoint, Identity, Peer};
@@ -132,7 +132,9 @@ pub struct NodeArgs {
 
 /// Coordinators' addresses, with [`COORDINATOR_PORT`] unless they name another.
 fn with_ports(addresses: &str) -> Result<String, Infallible> {
-    let addresses = addresses.split(',').map(|address| with_port(address.trim()));
+    let addresses = addresses
+        .split(',')
+        .map(|address| with_port(address.trim()));
     Ok(addresses.collect::<Vec<_>>().join(","))
 }
 
@@ -266,7 +268,11 @@ async fn candidate(args: &CoordinatorArgs, location: &Location) -> anyhow::Resul
         false => args.listen.to_string(),
     };
     let candidate = Candidate::open(location, tls.as_ref(), address).await?;
-    tracing::info!(etcd = location.members.join(","), prefix = location.prefix, "stands by");
+    tracing::info!(
+        etcd = location.members.join(","),
+        prefix = location.prefix,
+        "stands by"
+    );
     Ok(candidate)
 }
 

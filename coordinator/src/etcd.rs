@@ -125,7 +125,12 @@ pub async fn leaders(location: &Location, tls: Option<&Tls>) -> Result<Leaders, 
     let address = |kv: &KeyValue| String::from_utf8_lossy(&kv.value).into_owned();
     Ok(Leaders {
         coordinator: found.kvs.first().map(address),
-        members: client.leaders().await.into_iter().map(str::to_owned).collect(),
+        members: client
+            .leaders()
+            .await
+            .into_iter()
+            .map(str::to_owned)
+            .collect(),
     })
 }
 

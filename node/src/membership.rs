@@ -16,11 +16,11 @@ use std::pin::Pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use migshm_protocol::codec::{self, CodecError};
 use migshm_protocol::control::{FromCoordinator, ToCoordinator};
 use migshm_protocol::session::{Cursor, Header, MAX_BACKLOG, Session, Violation, opening};
 use migshm_protocol::{NodeId, VERSION};
-use bytes::Bytes;
 use migshm_transport::{
     Carrier, Endpoint, Frame, FrameReceiver, FrameSender, Identity, LinkError, Peer,
 };

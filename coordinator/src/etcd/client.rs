@@ -84,7 +84,11 @@ impl Client {
             Ok((member.clone(), channel))
         };
         Ok(Client {
-            members: location.members.iter().map(open).collect::<Result<_, _>>()?,
+            members: location
+                .members
+                .iter()
+                .map(open)
+                .collect::<Result<_, _>>()?,
             current: AtomicUsize::new(0),
         })
     }
@@ -134,7 +138,11 @@ impl Client {
     pub async fn leaders(&self) -> Vec<&str> {
         let mut leaders = Vec::new();
         for (address, channel) in &self.members {
-            let asked = attempt("/etcdserverpb.Maintenance/Status", &StatusRequest {}, channel);
+            let asked = attempt(
+                "/etcdserverpb.Maintenance/Status",
+                &StatusRequest {},
+                channel,
+            );
             let Ok(StatusResponse { header, leader }) = asked.await else {
                 continue;
             };
@@ -303,7 +311,10 @@ mod tests {
 
     #[test]
     fn a_location_names_members_and_a_prefix() {
-        assert_eq!(members("etcd://a,b:1,[::1]"), ["a:2379", "b:1", "[::1]:2379"]);
+        assert_eq!(
+            members("etcd://a,b:1,[::1]"),
+            ["a:2379", "b:1", "[::1]:2379"]
+        );
         let prefix = |text: &str| text.parse::<Location>().unwrap().prefix;
         assert_eq!(prefix("etcd://a"), "migshm");
         assert_eq!(prefix("etcd://a/clusters/one/"), "clusters/one");

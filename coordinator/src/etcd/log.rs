@@ -91,7 +91,13 @@ impl Keys {
 
     /// What it takes to store something, for who leads since revision `term`. Without a head there is nothing yet, and
     /// `format` says what there will be.
-    pub fn commit(&self, term: i64, head: Option<Head>, format: &str, contents: &Contents) -> Commit {
+    pub fn commit(
+        &self,
+        term: i64,
+        head: Option<Head>,
+        format: &str,
+        contents: &Contents,
+    ) -> Commit {
         let now = head.unwrap_or_default();
         let (kind, first, then, bytes);
         match contents {
