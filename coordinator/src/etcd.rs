@@ -16,6 +16,8 @@
 
 mod client;
 mod log;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::sync::Arc;
@@ -25,7 +27,7 @@ use tokio::sync::watch;
 
 pub use client::{Client, Location, Tls};
 
-use crate::replica::{Replica, Stored};
+use crate::replica::Replica;
 use crate::store::{self, Contents};
 use log::{Head, Keys};
 use wire::{KeyValue, PutRequest, RangeRequest, TxnRequest};
@@ -197,7 +199,7 @@ impl Candidate {
                 value: self.address.clone().into(),
                 lease,
             });
-            let answer = match self.client.transact(&txn).await {
+            let answer = match self.client.transact(&txn, None).await {
                 Ok(answer) => answer,
                 // The lease has ended meanwhile.
                 Err(Error::Refused(reason)) => {
@@ -229,29 +231,32 @@ impl Candidate {
 
     /// Whether there is a state, or may be: what there is must be one of this version.
     async fn check(&self, until: Option<Instant>) -> Result<bool, Error> {
-        let format = self.client.range(&one(&self.keys.format()), until).await?;
-        let prefix = || self.keys.prefix().to_owned();
+        let mut all = self.keys.all();
+        (all.limit, all.keys_only) = (2, true);
+        // At once, for another coordinator may be about to make it.
+        let both = TxnRequest::new().read(one(&self.keys.format())).read(all);
+        let mut found = self.client.transact(&both, until).await?.read();
+        let format = found.next().unwrap_or_default();
+        let others = found.next().unwrap_or_default();
+        let prefix = self.keys.prefix().to_owned();
         let expected = store::version();
-        match format.kvs.first() {
-            Some(found) if found.value == expected.as_bytes() => Ok(true),
-            Some(found) => Err(Error::Version {
-                prefix: prefix(),
+        if let Some(found) = format.first() {
+            if found.value == expected.as_bytes() {
+                return Ok(true);
+            }
+            return Err(Error::Version {
+                prefix,
                 found: String::from_utf8_lossy(&found.value).into_owned(),
                 expected,
+            });
+        }
+        let leader = self.keys.leader();
+        match others.iter().find(|kv| kv.key != leader) {
+            Some(other) => Err(Error::Foreign {
+                prefix,
+                found: String::from_utf8_lossy(&other.key).into_owned(),
             }),
-            None => {
-                let mut all = self.keys.all();
-                (all.limit, all.keys_only) = (2, true);
-                let all = self.client.range(&all, until).await?;
-                let leader = self.keys.leader();
-                match all.kvs.iter().find(|kv| kv.key != leader) {
-                    Some(other) => Err(Error::Foreign {
-                        prefix: prefix(),
-                        found: String::from_utf8_lossy(&other.key).into_owned(),
-                    }),
-                    None => Ok(false),
-                }
-            }
+            None => Ok(false),
         }
     }
 
@@ -294,22 +299,9 @@ impl Term<'_> {
         let head = client.range(&one(&keys.head()), None).await?.kvs.pop();
         let head = head.and_then(|kv| Head::parse(&kv.value));
         let head = head.ok_or_else(|| keys.damaged("it has no head"))?;
-        let [mut snapshot, mut stream] = [Vec::new(), Vec::new()];
-        let ranges = [keys.snapshot(head), keys.log(head)];
-        let parts = [&mut snapshot, &mut stream];
-        for ((range, bytes), wanted) in ranges.into_iter().zip(parts).zip(head.chunks()) {
-            let chunks = self.candidate.read(range).await?;
-            if chunks.len() as u64 != wanted {
-                let found = chunks.len();
-                return Err(keys.damaged(format!("there are {found} parts of {wanted}")));
-            }
-            chunks.iter().for_each(|kv| bytes.extend(&kv.value));
-        }
-        let records = log::records(&stream).ok_or_else(|| keys.damaged("its log is none"))?;
-        let stored = Stored {
-            snapshot: Some(snapshot),
-            records,
-        };
+        let snapshot = self.candidate.read(keys.snapshot(head)).await?;
+        let log_chunks = self.candidate.read(keys.log(head)).await?;
+        let stored = keys.assemble(head, &snapshot, &log_chunks)?;
         let replica = Replica::recover(&stored);
         let replica = replica.map_err(|error| keys.damaged(error.to_string()))?;
         log.head = Some(head);
@@ -372,23 +364,8 @@ impl Log {
 
     /// Does a transaction that moves the head to `then`, or leads there; gives its revision.
     async fn transact(&self, txn: &TxnRequest, then: Head) -> Result<i64, Error> {
-        let answer = self.client.transact(txn).await?;
-        let revision = answer.header.unwrap_or_default().revision;
-        if answer.succeeded {
-            return Ok(revision);
-        }
-        let mut found = answer.read().map(|mut kvs| kvs.pop());
-        let leader = found.next().flatten();
-        let head = found.next().flatten();
-        if leader.is_none_or(|leader| leader.create_revision != self.term) {
-            return Err(Error::Deposed);
-        }
-        // It was done when it was first asked for, and the answer lost.
-        let head = head.and_then(|head| Head::parse(&head.value));
-        if head == Some(then) && head != self.head {
-            return Ok(revision);
-        }
-        Err(self.keys.damaged("somebody else has changed it"))
+        let answer = self.client.transact(txn, None).await?;
+        self.keys.outcome(self.term, self.head, then, answer)
     }
 }
 

@@ -102,9 +102,13 @@ impl Client {
         self.ask("/etcdserverpb.KV/Range", request, until).await
     }
 
-    /// Compares, and changes.
-    pub async fn transact(&self, request: &TxnRequest) -> Result<TxnResponse, Error> {
-        self.ask("/etcdserverpb.KV/Txn", request, None).await
+    /// Compares, and reads or changes.
+    pub async fn transact(
+        &self,
+        request: &TxnRequest,
+        until: Option<Instant>,
+    ) -> Result<TxnResponse, Error> {
+        self.ask("/etcdserverpb.KV/Txn", request, until).await
     }
 
     /// Forgets what keys were before a revision.

@@ -15,7 +15,10 @@
 //! there is one state, that of the last commit.
 
 use super::Error;
-use super::wire::{DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest};
+use super::wire::{
+    DeleteRangeRequest, KeyValue, PutRequest, RangeRequest, TxnRequest, TxnResponse,
+};
+use crate::replica::Stored;
 use crate::store::Contents;
 
 /// Bytes of one transaction's values, below etcd's limit for a request (1.5 MiB).
@@ -27,6 +30,8 @@ const LENGTH: usize = size_of::<u32>();
 #[derive(Clone, Debug)]
 pub struct Keys {
     prefix: String,
+    /// Bytes of a chunk at most.
+    pub chunk: usize,
 }
 
 /// How much there is.
@@ -53,6 +58,7 @@ impl Keys {
     pub fn new(prefix: &str) -> Keys {
         Keys {
             prefix: prefix.to_owned(),
+            chunk: CHUNK,
         }
     }
 
@@ -79,13 +85,13 @@ impl Keys {
 
     /// The chunks of a snapshot.
     pub fn snapshot(&self, head: Head) -> RangeRequest {
-        let of = |chunk| self.chunk("snapshot", head.generation, chunk);
+        let of = |chunk| self.part("snapshot", head.generation, chunk);
         range(of(0), of(head.snapshot))
     }
 
     /// The chunks of a log.
     pub fn log(&self, head: Head) -> RangeRequest {
-        let of = |chunk| self.chunk("log", head.generation, chunk);
+        let of = |chunk| self.part("log", head.generation, chunk);
         range(of(0), of(head.log))
     }
 
@@ -103,13 +109,13 @@ impl Keys {
         match contents {
             Contents::Records(records) => {
                 let stream = stream(records);
-                let log = now.log + stream.len().div_ceil(CHUNK) as u64;
+                let log = now.log + stream.len().div_ceil(self.chunk) as u64;
                 (kind, first, then) = ("log", now.log, Head { log, ..now });
                 bytes = stream;
             }
             Contents::Snapshot(snapshot) => {
                 let generation = now.generation + 1;
-                let chunks = snapshot.len().div_ceil(CHUNK) as u64;
+                let chunks = snapshot.len().div_ceil(self.chunk) as u64;
                 let new = Head {
                     generation,
                     snapshot: chunks,
@@ -120,9 +126,9 @@ impl Keys {
             }
         }
         let mut puts: Vec<PutRequest> = (first..)
-            .zip(bytes.chunks(CHUNK))
+            .zip(bytes.chunks(self.chunk))
             .map(|(chunk, bytes)| PutRequest {
-                key: self.chunk(kind, then.generation, chunk),
+                key: self.part(kind, then.generation, chunk),
                 value: bytes.to_owned(),
                 lease: 0,
             })
@@ -141,8 +147,8 @@ impl Keys {
         if then.generation != now.generation {
             for kind in ["snapshot", "log"] {
                 last = last.delete(DeleteRangeRequest {
-                    key: self.chunk(kind, 0, 0),
-                    range_end: self.chunk(kind, then.generation, 0),
+                    key: self.part(kind, 0, 0),
+                    range_end: self.part(kind, then.generation, 0),
                 });
             }
         }
@@ -163,12 +169,62 @@ impl Keys {
         txn.or_read(&self.leader()).or_read(&self.head())
     }
 
-    fn chunk(&self, kind: &str, generation: u64, chunk: u64) -> Vec<u8> {
+    fn part(&self, kind: &str, generation: u64, chunk: u64) -> Vec<u8> {
         self.key(&format!("{kind}/{generation:016x}/{chunk:016x}"))
     }
 
     fn key(&self, name: &str) -> Vec<u8> {
         format!("{}/{name}", self.prefix).into()
+    }
+
+    /// What became of a transaction of a [`Commit`] that moves the head from `head` to `then`, or leads there:
+    /// its revision.
+    pub fn outcome(
+        &self,
+        term: i64,
+        head: Option<Head>,
+        then: Head,
+        answer: TxnResponse,
+    ) -> Result<i64, Error> {
+        let revision = answer.header.unwrap_or_default().revision;
+        if answer.succeeded {
+            return Ok(revision);
+        }
+        let mut found = answer.read().map(|mut kvs| kvs.pop());
+        let leader = found.next().flatten();
+        let found = found.next().flatten();
+        if leader.is_none_or(|leader| leader.create_revision != term) {
+            return Err(Error::Deposed);
+        }
+        // It was done when it was first asked for, and the answer lost.
+        let found = found.and_then(|found| Head::parse(&found.value));
+        if found == Some(then) && found != head {
+            return Ok(revision);
+        }
+        Err(self.damaged("somebody else has changed it"))
+    }
+
+    /// What was stored, from the chunks that the head speaks of.
+    pub fn assemble(
+        &self,
+        head: Head,
+        snapshot: &[KeyValue],
+        log: &[KeyValue],
+    ) -> Result<Stored, Error> {
+        let bytes = |chunks: &[KeyValue], wanted: u64| {
+            let found = chunks.len();
+            if found as u64 != wanted {
+                return Err(self.damaged(format!("there are {found} parts of {wanted}")));
+            }
+            let bytes = chunks.iter().flat_map(|kv| &kv.value);
+            Ok(bytes.copied().collect::<Vec<u8>>())
+        };
+        let stream = bytes(log, head.log)?;
+        let records = records(&stream).ok_or_else(|| self.damaged("its log is none"))?;
+        Ok(Stored {
+            snapshot: Some(bytes(snapshot, head.snapshot)?),
+            records,
+        })
     }
 
     pub fn damaged(&self, reason: impl Into<String>) -> Error {
@@ -194,11 +250,6 @@ impl Head {
             log,
         })
     }
-
-    /// How many chunks there are, of the snapshot and of the log.
-    pub fn chunks(self) -> [u64; 2] {
-        [self.snapshot, self.log]
-    }
 }
 
 impl std::fmt::Display for Head {
@@ -219,7 +270,7 @@ fn stream(records: &[Vec<u8>]) -> Vec<u8> {
 }
 
 /// The records of a log; `None` if it is none.
-pub fn records(mut stream: &[u8]) -> Option<Vec<Vec<u8>>> {
+fn records(mut stream: &[u8]) -> Option<Vec<Vec<u8>>> {
     let mut records = Vec::new();
     while !stream.is_empty() {
         let (length, rest) = stream.split_first_chunk::<LENGTH>()?;

@@ -225,6 +225,12 @@ impl TxnRequest {
         self
     }
 
+    /// Then reads.
+    pub fn read(mut self, range: RangeRequest) -> TxnRequest {
+        self.success.push(Request::Range(range).into());
+        self
+    }
+
     /// Else reads a key.
     pub fn or_read(mut self, key: &[u8]) -> TxnRequest {
         let range = RangeRequest {
