@@ -285,6 +285,9 @@ impl Host {
             "STATE_DIR",
             "STATE_OUTLIVES",
             "STORE",
+            "ETCD_CA",
+            "ETCD_CERT",
+            "ETCD_KEY",
         ] {
             command.env_remove(format!("MIGSHM_{name}"));
         }
