@@ -62,6 +62,9 @@ pub enum Error {
     /// It does not do what it is asked.
     #[error("etcd refuses: {0}")]
     Refused(String),
+    /// There is no such lease any more.
+    #[error("the lease has ended")]
+    Lapsed,
     /// The prefix has other keys.
     #[error(
         "what etcd has below {prefix}/ is not the state of a coordinator: there is {found:?}; name another prefix"
@@ -201,11 +204,7 @@ impl Candidate {
             });
             let answer = match self.client.transact(&txn, None).await {
                 Ok(answer) => answer,
-                // The lease has ended meanwhile.
-                Err(Error::Refused(reason)) => {
-                    tracing::debug!(reason, "did not take the lead");
-                    continue;
-                }
+                Err(Error::Lapsed) => continue,
                 Err(error) => return Err(error),
             };
             let revision = if answer.succeeded {
@@ -214,10 +213,11 @@ impl Candidate {
                 // It may be this one's: the answer to a request before may have been lost.
                 match answer.read().flatten().find(|kv| kv.lease == lease) {
                     Some(own) => own.create_revision,
-                    None => {
-                        self.client.revoke(lease).await?;
-                        continue;
-                    }
+                    None => match self.client.revoke(lease).await {
+                        // It may have ended when that was first asked for.
+                        Ok(_) | Err(Error::Lapsed) => continue,
+                        Err(error) => return Err(error),
+                    },
                 }
             };
             return Ok(Term {

@@ -175,6 +175,10 @@ impl Client {
                 Ok(answer) => return Ok(answer),
                 Err(status) => status,
             };
+            // Nothing else is looked for that way.
+            if status.code() == Code::NotFound {
+                return Err(Error::Lapsed);
+            }
             if !is_transient(&status) {
                 return Err(Error::Refused(chain(&status)));
             }

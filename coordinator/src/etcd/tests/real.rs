@@ -221,6 +221,26 @@ async fn one_that_waits_leads_when_the_lease_has_ended() {
 }
 
 #[tokio::test]
+async fn a_lease_that_has_ended_is_told_from_a_refusal() {
+    let etcd = Etcd::start().await;
+    let client = Client::new(&etcd.location(), None).unwrap();
+    let lease = client.grant(5).await.unwrap().id;
+    client.revoke(lease).await.unwrap();
+    assert!(matches!(client.revoke(lease).await, Err(Error::Lapsed)));
+    assert_eq!(client.keep_alive(lease).await.unwrap().ttl, 0);
+    let put = PutRequest {
+        key: b"cluster/leader".to_vec(),
+        value: Vec::new(),
+        lease,
+    };
+    let txn = TxnRequest::new().put(put);
+    assert!(matches!(
+        client.transact(&txn, None).await,
+        Err(Error::Lapsed)
+    ));
+}
+
+#[tokio::test]
 async fn what_is_somebody_elses_is_refused() {
     let etcd = Etcd::start().await;
     let refused = async || etcd.candidate().await.err().unwrap().to_string();
