@@ -121,7 +121,7 @@ pub fn serve(pki: &Path, state: Option<Durability>) -> Result<()> {
             None => (Replica::of_new_cluster(), None),
             Some(durability) => {
                 let (directory, replica) = Directory::open(directory.path(), durability)?;
-                (replica, Some(Box::new(directory) as Box<dyn Store>))
+                (replica, Some(Store::Directory(directory)))
             }
         };
         server::serve(endpoint, replica, Settings::default(), store).await?;

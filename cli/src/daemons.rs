@@ -10,11 +10,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
+use migshm_coordinator::etcd::{self, Candidate, Location, Tls};
 use migshm_coordinator::replica::Replica;
-use migshm_coordinator::store::{Directory, Durability, Store};
+use migshm_coordinator::store::{Directory, Durability, Store, StoreError};
 use migshm_coordinator::{Quotas, Rules, Settings, server};
 use migshm_transport::{Endpoint, Identity, Peer};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 use crate::config::{self, Size};
 
@@ -51,6 +53,28 @@ pub struct CoordinatorArgs {
     /// Directory for the coordinator's state, with which it goes on when it is started again [default: none, the state ends with the coordinator].
     #[arg(long, value_name = "DIR", env = "MIGSHM_STATE_DIR")]
     state_dir: Option<PathBuf>,
+    /// An etcd cluster for the state instead: etcd://HOST[:PORT],...[/PREFIX]. Of several coordinators on the same one leads, and another takes its place when it ends.
+    #[arg(
+        long,
+        value_name = "ETCD",
+        env = "MIGSHM_STORE",
+        conflicts_with = "state_dir"
+    )]
+    store: Option<Location>,
+    /// Certificate of the authority of etcd's certificates, PEM; without it there is no TLS to etcd, which must be on this host then.
+    #[arg(long, value_name = "FILE", env = "MIGSHM_ETCD_CA")]
+    etcd_ca: Option<PathBuf>,
+    /// This coordinator's certificate for etcd, PEM.
+    #[arg(long, value_name = "FILE", env = "MIGSHM_ETCD_CERT", requires_all = ["etcd_ca", "etcd_key"])]
+    etcd_cert: Option<PathBuf>,
+    /// The key of that certificate, PEM.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "MIGSHM_ETCD_KEY",
+        requires = "etcd_cert"
+    )]
+    etcd_key: Option<PathBuf>,
     /// What a state directory outlives: the coordinator's `process`, or a loss of `power` too, for which every answer waits for the disk.
     #[arg(
         long,
@@ -67,8 +91,8 @@ pub struct CoordinatorArgs {
 /// Run this machine's node daemon.
 #[derive(Debug, clap::Args)]
 pub struct NodeArgs {
-    /// The cluster's coordinator [default: none, serve this machine alone].
-    #[arg(long, value_name = "HOST[:PORT]", env = "MIGSHM_COORDINATOR", value_parser = with_port)]
+    /// The cluster's coordinator, or all of them, separated by commas [default: none, serve this machine alone].
+    #[arg(long, value_name = "HOST[:PORT],...", env = "MIGSHM_COORDINATOR", value_parser = with_ports)]
     coordinator: Option<String>,
     /// Seconds for which calls wait for a coordinator that cannot be reached before they fail; 0 for ever.
     #[arg(
@@ -106,16 +130,31 @@ pub struct NodeArgs {
     ready_fd: Option<i32>,
 }
 
-/// A coordinator's address, with [`COORDINATOR_PORT`] unless it names another.
-fn with_port(address: &str) -> Result<String, Infallible> {
+/// Coordinators' addresses, with [`COORDINATOR_PORT`] unless they name another.
+fn with_ports(addresses: &str) -> Result<String, Infallible> {
+    let addresses = addresses
+        .split(',')
+        .map(|address| with_port(address.trim()));
+    Ok(addresses.collect::<Vec<_>>().join(","))
+}
+
+fn with_port(address: &str) -> String {
     let port = COORDINATOR_PORT;
-    Ok(if address.parse::<Ipv6Addr>().is_ok() {
+    if address.parse::<Ipv6Addr>().is_ok() {
         format!("[{address}]:{port}")
     } else if address.contains(':') && !address.ends_with(']') {
         address.to_owned()
     } else {
         format!("{address}:{port}")
-    })
+    }
+}
+
+/// Why a coordinator no longer serves.
+enum Ending {
+    /// It was told to end.
+    Told,
+    /// It leads no longer.
+    Deposed,
 }
 
 /// Serves nodes until SIGINT or SIGTERM; SIGHUP has it read its certificates again.
@@ -123,50 +162,131 @@ pub fn coordinator(args: CoordinatorArgs) -> anyhow::Result<ExitCode> {
     // SAFETY: the command line says that this descriptor was passed for this use.
     let mut ready = args.ready_fd.map(|fd| unsafe { File::from_raw_fd(fd) });
     let scheduling = migshm_transport::run_early();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let result = runtime.block_on(async {
-        let identity = Identity::load(&args.pki, &Peer::Coordinator)?;
-        let (replica, store) = state(&args)?;
-        let endpoint = Endpoint::bind(args.listen, &identity)?;
-        let settings = Settings {
-            rules: args.release_keys,
-            quotas: args.quota,
-        };
-        let renewals = migshm_transport::follow(endpoint.clone(), args.pki.clone())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        tracing::info!(address = %endpoint.local_address()?, pki = %args.pki.display(), scheduling, "serving");
-        if let Some(mut pipe) = ready.take() {
-            pipe.write_all(b"+")
-                .context("cannot tell that the coordinator serves")?;
+    tracing::debug!(scheduling, "the class of this thread");
+    loop {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let result = runtime.block_on(attend(&args, &mut ready));
+        // Of a coordinator that leads no longer nothing is left with it: no task, no link, no socket.
+        drop(runtime);
+        match result {
+            Ok(Ending::Told) => return Ok(ExitCode::SUCCESS),
+            Ok(Ending::Deposed) => tracing::warn!("leads no longer; stands by"),
+            Err(error) => {
+                if let Some(mut pipe) = ready {
+                    // Whoever waited may be gone.
+                    let _ = write!(pipe, "{error:#}");
+                }
+                return Err(error);
+            }
         }
+    }
+}
+
+/// Serves, or stands by and then serves, until something ends that.
+async fn attend(args: &CoordinatorArgs, ready: &mut Option<File>) -> anyhow::Result<Ending> {
+    let identity = Identity::load(&args.pki, &Peer::Coordinator)?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let told = async {
         tokio::select! {
-            never = renewals => match never {},
-            served = server::serve(endpoint.clone(), replica, settings, store) => served?,
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        endpoint.close("the coordinator stops").await;
-        anyhow::Ok(())
-    });
-    if let (Err(error), Some(mut pipe)) = (&result, ready) {
-        // Whoever waited may be gone.
-        let _ = write!(pipe, "{error:#}");
+    };
+    let mut told = std::pin::pin!(told);
+    let (replica, store, candidate) = match &args.store {
+        None => {
+            let (replica, store) = state(args)?;
+            (Some(replica), store, None)
+        }
+        Some(location) => (None, None, Some(candidate(args, location).await?)),
+    };
+    let endpoint = Endpoint::bind(args.listen, &identity)?;
+    let settings = Settings {
+        rules: args.release_keys.clone(),
+        quotas: args.quota,
+    };
+    let renewals = migshm_transport::follow(endpoint.clone(), args.pki.clone())?;
+    tokio::spawn(renewals);
+    tracing::info!(address = %endpoint.local_address()?, pki = %args.pki.display(), "listening");
+    if let Some(mut pipe) = ready.take() {
+        pipe.write_all(b"+")
+            .context("cannot tell that the coordinator serves")?;
     }
-    result.map(|()| ExitCode::SUCCESS)
+    let Some(candidate) = candidate else {
+        let replica = replica.expect("a coordinator without etcd has one");
+        tokio::select! {
+            served = server::serve(endpoint.clone(), replica, settings, store) => served?,
+            () = told => {}
+        }
+        endpoint.close("the coordinator stops").await;
+        return Ok(Ending::Told);
+    };
+    let (known, leader) = watch::channel(None);
+    let term = tokio::select! {
+        term = candidate.lead(&known) => term?,
+        () = server::stand_by(&endpoint, &leader) => return Ok(Ending::Told),
+        () = &mut told => return Ok(Ending::Told),
+    };
+    let served = async {
+        let (replica, log) = term.load().await?;
+        let members = replica.members().count();
+        tracing::info!(members, "leads");
+        let store = Store::Etcd(Box::new(log));
+        server::serve(endpoint.clone(), replica, settings, Some(store)).await
+    };
+    let ending = tokio::select! {
+        served = served => match served {
+            Ok(()) => Ok(Ending::Told),
+            Err(StoreError::Etcd(etcd::Error::Deposed)) => Ok(Ending::Deposed),
+            Err(error) => Err(error.into()),
+        },
+        () = term.keep() => Ok(Ending::Deposed),
+        () = told => Ok(Ending::Told),
+    };
+    endpoint.close("the coordinator leads no longer").await;
+    term.resign().await;
+    ending
+}
+
+/// What waits to lead.
+async fn candidate(args: &CoordinatorArgs, location: &Location) -> anyhow::Result<Candidate> {
+    let read = |path: &PathBuf| {
+        std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    let identity = match (&args.etcd_cert, &args.etcd_key) {
+        (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
+        _ => None,
+    };
+    let authority = args.etcd_ca.as_ref().map(read).transpose()?;
+    let tls = authority.map(|authority| Tls {
+        authority,
+        identity,
+    });
+    let address = match args.listen.ip().is_unspecified() {
+        true => format!("{}:{}", config::node_name(), args.listen.port()),
+        false => args.listen.to_string(),
+    };
+    let candidate = Candidate::open(location, tls.as_ref(), address).await?;
+    tracing::info!(
+        etcd = location.members.join(","),
+        prefix = location.prefix,
+        "stands by"
+    );
+    Ok(candidate)
 }
 
 /// What a coordinator goes on with, and where it stores what happens.
-fn state(args: &CoordinatorArgs) -> anyhow::Result<(Replica, Option<Box<dyn Store>>)> {
+fn state(args: &CoordinatorArgs) -> anyhow::Result<(Replica, Option<Store>)> {
     let Some(path) = &args.state_dir else {
         return Ok((Replica::of_new_cluster(), None));
     };
     let (directory, replica) = Directory::open(path, args.state_outlives)?;
     let members = replica.members().count();
     tracing::info!(directory = %path.display(), members, "goes on with the state in");
-    Ok((replica, Some(Box::new(directory))))
+    Ok((replica, Some(Store::Directory(directory))))
 }
 
 /// Serves local programs until SIGINT or SIGTERM.
@@ -202,8 +322,9 @@ mod tests {
             ("::1", "[::1]:7411"),
             ("[::1]", "[::1]:7411"),
             ("[::1]:1", "[::1]:1"),
+            ("a, b:1,c", "a:7411,b:1,c:7411"),
         ] {
-            assert_eq!(with_port(given), Ok(meant.to_owned()));
+            assert_eq!(with_ports(given), Ok(meant.to_owned()));
         }
     }
 }

@@ -8,14 +8,15 @@ use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use migshm_coordinator::etcd::{self, Leaders, Location};
 use migshm_transport::{Peer, pki};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream, unix::pipe};
@@ -33,21 +34,42 @@ pub const VARIABLE: &str = "MIGSHM_LAB";
 const COORDINATOR: &str = "coordinator";
 /// Time a daemon has to serve.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How many members an etcd cluster has: one may be gone.
+const ETCD_MEMBERS: usize = 3;
+/// How often a member that starts is asked whether it serves.
+const LOOK: Duration = Duration::from_millis(20);
 /// Lines of a dead daemon's log that are shown.
 const LOG_LINES: usize = 20;
 
 /// What a lab consists of.
 pub struct Lab {
-    program: PathBuf,
     directory: PathBuf,
     hosts: Vec<Host>,
+    /// If there are several coordinators.
+    etcd: Option<Location>,
     network: Option<Network>,
+}
+
+/// How a lab is to be.
+pub struct Setup {
+    /// Number of nodes.
+    pub nodes: u16,
+    /// Number of coordinators; several have an etcd cluster.
+    pub coordinators: u16,
+    /// Of each node, in bytes.
+    pub memory: u64,
+    /// Whether each host has a network of its own.
+    pub networks: bool,
 }
 
 /// A host of the lab: its daemon, dead or alive.
 struct Host {
     name: String,
+    program: PathBuf,
     arguments: Vec<OsString>,
+    /// Of a coordinator or a member of etcd.
+    address: Option<String>,
+    is_etcd: bool,
     daemon: Rc<RefCell<Option<Daemon>>>,
     ended: Rc<Notify>,
     cut: Cell<bool>,
@@ -62,49 +84,67 @@ struct Daemon {
 }
 
 impl Lab {
-    /// Makes certificates and networks for a coordinator and `nodes` nodes of `memory` bytes
-    /// each. `program` is this command, `directory` the lab's.
-    pub fn new(
-        program: &Path,
-        directory: &Path,
-        nodes: u16,
-        memory: u64,
-        networks: bool,
-    ) -> anyhow::Result<Lab> {
-        let names: Vec<String> = std::iter::once(COORDINATOR.to_owned())
-            .chain((1..=nodes).map(|number| format!("node{number}")))
-            .collect();
+    /// Makes certificates, and networks if wanted. `program` is this command, `directory` the lab's.
+    pub fn new(program: &Path, directory: &Path, setup: &Setup) -> anyhow::Result<Lab> {
+        let nodes = (1..=setup.nodes).map(|number| format!("node{number}"));
+        let mut coordinators = vec![COORDINATOR.to_owned()];
+        if setup.coordinators > 1 {
+            if setup.networks {
+                bail!("several coordinators have no networks of their own: without --netns");
+            }
+            let numbers = 1..=setup.coordinators;
+            coordinators = numbers.map(|k| format!("{COORDINATOR}{k}")).collect();
+        }
+        let names: Vec<String> = coordinators.iter().cloned().chain(nodes).collect();
         let certificates = directory.join("pki");
         pki::create_authority(&certificates)?;
         pki::issue(&certificates, &Peer::Coordinator, pki::DEFAULT_VALIDITY)?;
-        for name in &names[1..] {
+        for name in &names[coordinators.len()..] {
             pki::issue(&certificates, &Peer::node(name)?, pki::DEFAULT_VALIDITY)?;
         }
-        let network = networks
+        let network = setup
+            .networks
             .then(|| Network::create(directory, &names))
             .transpose()?;
-        let coordinator = match network {
-            Some(_) => SocketAddr::from((netns::address(0), COORDINATOR_PORT)),
-            None => free_address()?,
+        let addresses = match network {
+            Some(_) => vec![SocketAddr::from((netns::address(0), COORDINATOR_PORT))],
+            None => free_addresses(coordinators.len())?,
         };
+        let (etcd, members) = match setup.coordinators {
+            1 => (None, Vec::new()),
+            _ => {
+                let (location, members) = etcd_members(directory)?;
+                (Some(location), members)
+            }
+        };
+        let known: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        let known = known.join(",");
         let hosts = names.into_iter().enumerate().map(|(index, name)| {
             let mut arguments: Vec<OsString> = ["--config", "/dev/null"].map(Into::into).into();
-            if index == 0 {
-                arguments
-                    .extend(["coordinator", "--listen", &coordinator.to_string()].map(Into::into));
-                arguments.extend(["--state-dir".into(), directory.join("state").into()]);
+            let address = addresses.get(index).map(ToString::to_string);
+            if let Some(address) = &address {
+                arguments.extend(["coordinator", "--listen", address].map(Into::into));
+                match &etcd {
+                    None => {
+                        arguments.extend(["--state-dir".into(), directory.join("state").into()]);
+                    }
+                    Some(location) => {
+                        let members = location.members.join(",");
+                        let store = format!("etcd://{members}/{}", location.prefix);
+                        arguments.extend(["--store".into(), store.into()]);
+                    }
+                }
             } else {
-                let ip = if networks {
+                let ip = if setup.networks {
                     netns::address(index)
                 } else {
                     Ipv4Addr::LOCALHOST
                 };
                 let listen = format!("{ip}:0");
-                let coordinator = coordinator.to_string();
-                let memory = memory.to_string();
+                let memory = setup.memory.to_string();
                 let options = [
                     "--coordinator",
-                    &coordinator,
+                    &known,
                     "--name",
                     &name,
                     "--listen",
@@ -119,23 +159,36 @@ impl Lab {
             arguments.extend(["--pki".into(), certificates.clone().into()]);
             Host {
                 name,
+                program: program.to_owned(),
                 arguments,
+                address,
+                is_etcd: false,
                 daemon: Rc::default(),
                 ended: Rc::default(),
                 cut: Cell::new(false),
             }
         });
+        let hosts = members.into_iter().chain(hosts).collect();
         Ok(Lab {
-            program: program.to_owned(),
             directory: directory.to_owned(),
-            hosts: hosts.collect(),
+            hosts,
+            etcd,
             network,
         })
     }
 
     /// Starts all hosts; returns when they serve.
     pub async fn start(&self) -> anyhow::Result<()> {
-        for host in &self.hosts {
+        let (etcd, others): (Vec<&Host>, Vec<&Host>) =
+            self.hosts.iter().partition(|host| host.is_etcd);
+        // They serve when most of them are there.
+        for host in &etcd {
+            host.spawn(self, &[])?;
+        }
+        for host in etcd {
+            host.await_member(self).await?;
+        }
+        for host in others {
             host.start(self).await?;
         }
         Ok(())
@@ -151,7 +204,14 @@ impl Lab {
             Request::Resume { name } => self.host(&name)?.pause(false)?,
             Request::Cut { name } => self.set_cut(&name, true)?,
             Request::Heal { name } => self.set_cut(&name, false)?,
-            Request::Status { .. } => return Ok(self.hosts.iter().map(Host::status).collect()),
+            Request::Status { .. } => {
+                let leaders = match &self.etcd {
+                    Some(location) => etcd::leaders(location, None).await.unwrap_or_default(),
+                    None => Leaders::default(),
+                };
+                let status = |host: &Host| host.status(&leaders);
+                return Ok(self.hosts.iter().map(status).collect());
+            }
         }
         Ok(Vec::new())
     }
@@ -161,10 +221,8 @@ impl Lab {
             .iter()
             .find(|host| host.name == name)
             .with_context(|| {
-                format!(
-                    "the lab has no {name}; it has coordinator and node1 to node{}",
-                    self.hosts.len() - 1
-                )
+                let names: Vec<&str> = self.hosts.iter().map(|host| host.name.as_str()).collect();
+                format!("the lab has no {name}; it has {}", names.join(", "))
             })
     }
 
@@ -198,19 +256,19 @@ impl Lab {
 }
 
 impl Host {
-    /// Starts the daemon and waits until it serves.
-    async fn start(&self, lab: &Lab) -> anyhow::Result<()> {
+    /// Starts the daemon, with a descriptor to inherit if one is named. The command line says of what use.
+    fn spawn(&self, lab: &Lab, inherited: &[RawFd]) -> anyhow::Result<()> {
         if self.daemon.borrow().is_some() {
             bail!("{} runs already", self.name);
         }
-        let log = lab.directory.join(format!("{}.log", self.name));
+        let log = self.log(lab);
         let output = File::options().create(true).append(true).open(&log)?;
-        let (ready, tell) = io::pipe()?;
-        let mut command = Command::new(&lab.program);
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments);
+        for fd in inherited {
+            command.arg("--ready-fd").arg(fd.to_string());
+        }
         command
-            .args(&self.arguments)
-            .arg("--ready-fd")
-            .arg(tell.as_raw_fd().to_string())
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
@@ -226,29 +284,39 @@ impl Host {
             "PKI",
             "STATE_DIR",
             "STATE_OUTLIVES",
+            "STORE",
+            "ETCD_CA",
+            "ETCD_CERT",
+            "ETCD_KEY",
         ] {
             command.env_remove(format!("MIGSHM_{name}"));
+        }
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"ETCD_") {
+                command.env_remove(name);
+            }
         }
         let namespace = match lab.network {
             Some(_) => Some(File::open(netns::path(&lab.directory, &self.name))?),
             None => None,
         };
-        let fd = tell.as_raw_fd();
+        let inherited = inherited.to_vec();
         let prepare = move || {
             if let Some(namespace) = &namespace {
                 netns::enter_file(namespace)?;
             }
-            // SAFETY: clears close-on-exec of an open descriptor.
-            match unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } {
-                0 => Ok(()),
-                _ => Err(io::Error::last_os_error()),
+            for &fd in &inherited {
+                // SAFETY: clears close-on-exec of an open descriptor.
+                if unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } != 0 {
+                    return Err(io::Error::last_os_error());
+                }
             }
+            Ok(())
         };
         // SAFETY: `prepare` makes nothing but system calls.
         let mut child = unsafe { command.pre_exec(prepare) }
             .spawn()
-            .context("cannot start a daemon")?;
-        drop(tell);
+            .with_context(|| format!("cannot start {}", self.program.display()))?;
         let pid = child.id().context("a daemon ended at once")? as i32;
         *self.daemon.borrow_mut() = Some(Daemon {
             pid,
@@ -261,20 +329,31 @@ impl Host {
             Rc::clone(&self.ended),
             self.name.clone(),
         );
-        let shown = log.clone();
         spawn_local(async move {
             let status = child.wait().await;
             let gone = daemon.borrow_mut().take();
             if let (Ok(status), Some(Daemon { doomed: false, .. })) = (status, gone) {
                 eprintln!(
                     "migshm: {name} ended unexpectedly ({status}); the end of {}:\n{}",
-                    shown.display(),
-                    tail(&shown)
+                    log.display(),
+                    tail(&log)
                 );
             }
             ended.notify_waiters();
         });
+        Ok(())
+    }
 
+    /// Starts the daemon and waits until it serves.
+    async fn start(&self, lab: &Lab) -> anyhow::Result<()> {
+        if self.is_etcd {
+            self.spawn(lab, &[])?;
+            return self.await_member(lab).await;
+        }
+        let (ready, tell) = io::pipe()?;
+        self.spawn(lab, &[tell.as_raw_fd()])?;
+        drop(tell);
+        let log = self.log(lab);
         let mut word = String::new();
         let mut ready = pipe::Receiver::from_owned_fd(ready.into())?;
         let told = tokio::time::timeout(READY_TIMEOUT, ready.read_to_string(&mut word)).await;
@@ -301,6 +380,26 @@ impl Host {
                 tail(&log)
             ),
         }
+    }
+
+    /// Waits until this member of etcd answers, which it does when it has found most of the others.
+    async fn await_member(&self, lab: &Lab) -> anyhow::Result<()> {
+        let location = Location {
+            members: self.address.iter().cloned().collect(),
+            ..lab.etcd.clone().context("the lab has no etcd")?
+        };
+        let deadline = Instant::now() + READY_TIMEOUT;
+        while let Err(error) = etcd::leaders(&location, None).await {
+            if self.daemon.borrow().is_none() || Instant::now() > deadline {
+                bail!("{}: {error}\n{}", self.name, tail(&self.log(lab)));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    fn log(&self, lab: &Lab) -> PathBuf {
+        lab.directory.join(format!("{}.log", self.name))
     }
 
     /// Kills the daemon and waits until it is gone.
@@ -331,7 +430,10 @@ impl Host {
         }
     }
 
-    fn status(&self) -> HostStatus {
+    fn status(&self, leaders: &Leaders) -> HostStatus {
+        let leads = self.address.as_ref().is_some_and(|address| {
+            leaders.coordinator.as_ref() == Some(address) || leaders.members.contains(address)
+        });
         let daemon = self.daemon.borrow();
         let state = match daemon.as_ref() {
             None => "dead",
@@ -343,6 +445,7 @@ impl Host {
             state: state.to_owned(),
             pid: daemon.as_ref().map(|daemon| daemon.pid),
             cut: self.cut.get(),
+            leads,
         }
     }
 }
@@ -374,9 +477,55 @@ async fn answer(mut connection: UnixStream, lab: &Lab) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A UDP address that is free now.
-fn free_address() -> io::Result<SocketAddr> {
-    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
+/// UDP addresses that are free now.
+fn free_addresses(count: usize) -> io::Result<Vec<SocketAddr>> {
+    let sockets = (0..count).map(|_| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)));
+    let sockets = sockets.collect::<io::Result<Vec<_>>>()?;
+    sockets.iter().map(UdpSocket::local_addr).collect()
+}
+
+/// An etcd cluster on this machine, with its data below the lab's directory.
+fn etcd_members(directory: &Path) -> anyhow::Result<(Location, Vec<Host>)> {
+    // For peers and for clients.
+    let listeners = (0..2 * ETCD_MEMBERS).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
+    let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
+    let addresses = listeners.iter().map(|l| Ok(l.local_addr()?.to_string()));
+    let addresses = addresses.collect::<io::Result<Vec<String>>>()?;
+    let (peers, clients) = addresses.split_at(ETCD_MEMBERS);
+    let cluster = peers.iter().enumerate();
+    let cluster: Vec<String> = cluster
+        .map(|(index, peer)| format!("etcd{}=http://{peer}", index + 1))
+        .collect();
+    let cluster = cluster.join(",");
+    let member = |(index, (peer, client)): (usize, (&String, &String))| {
+        let name = format!("etcd{}", index + 1);
+        let [peer, url] = [peer, client].map(|address| format!("http://{address}"));
+        let data = directory.join(&name).into_os_string();
+        let mut arguments: Vec<OsString> = vec!["--data-dir".into(), data];
+        let options = [
+            ["--name", &name],
+            ["--listen-client-urls", &url],
+            ["--advertise-client-urls", &url],
+            ["--listen-peer-urls", &peer],
+            ["--initial-advertise-peer-urls", &peer],
+            ["--initial-cluster", &cluster],
+            ["--logger", "zap"],
+        ];
+        arguments.extend(options.iter().flatten().map(Into::into));
+        Host {
+            name,
+            program: "etcd".into(),
+            arguments,
+            address: Some(client.clone()),
+            is_etcd: true,
+            daemon: Rc::default(),
+            ended: Rc::default(),
+            cut: Cell::new(false),
+        }
+    };
+    let members = peers.iter().zip(clients).enumerate().map(member).collect();
+    let location = format!("etcd://{}", clients.join(","));
+    Ok((location.parse().map_err(anyhow::Error::msg)?, members))
 }
 
 /// The last lines of a log.

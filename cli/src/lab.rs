@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  migshm lab ─┬─ reaper              ends everything when the lab is gone, however it went
-//!              ├─ migshm coordinator  DIR/coordinator.log
+//!              ├─ migshm coordinator  DIR/coordinator.log; coordinator1, ... and etcd1 to etcd3
 //!              ├─ migshm node         DIR/node1/, DIR/node1.log; ... nodeN
 //!              └─ COMMAND             MIGSHM_LAB=DIR, as a program of node1
 //!                   └─ migshm labctl ──▶ DIR/control.sock
@@ -32,7 +32,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{LocalSet, spawn_local};
 
 use crate::config::Size;
-use crate::hosts::{Lab, VARIABLE, serve_control};
+use crate::hosts::{Lab, Setup, VARIABLE, serve_control};
 use crate::{labctl, netns, processes, run};
 
 /// Time the command has to end after a signal, before it is killed.
@@ -44,6 +44,9 @@ pub struct Args {
     /// Number of nodes.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     nodes: u16,
+    /// Number of coordinators; of several one leads, with three members of etcd (Debian's etcd-server).
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=8))]
+    coordinators: u16,
     /// Give each host a network namespace, so that links can be cut (needs root and iproute2).
     #[arg(long)]
     netns: bool,
@@ -147,7 +150,13 @@ impl Reaper {
 
 /// Starts the hosts, runs the command, and serves `labctl` meanwhile.
 async fn cluster(args: &Args, program: &Path, directory: &Path) -> anyhow::Result<ExitCode> {
-    let lab = Lab::new(program, directory, args.nodes, args.memory.0, args.netns)?;
+    let setup = Setup {
+        nodes: args.nodes,
+        coordinators: args.coordinators,
+        memory: args.memory.0,
+        networks: args.netns,
+    };
+    let lab = Lab::new(program, directory, &setup)?;
     lab.start().await?;
     let control = UnixListener::bind(directory.join(labctl::SOCKET))?;
     spawn_local(serve_control(control, Rc::new(lab)));

@@ -21,7 +21,7 @@ pub struct Args {
     request: Request,
 }
 
-/// What a lab can do to its hosts; NAME is `coordinator` or `nodeK`.
+/// What a lab can do to its hosts; NAME is `coordinator` or `nodeK`; with several coordinators, `coordinatorK` or `etcdK`.
 #[derive(Clone, Debug, Subcommand, Serialize, Deserialize)]
 pub enum Request {
     /// Kill the daemon alone (SIGKILL).
@@ -81,6 +81,8 @@ pub struct HostStatus {
     pub pid: Option<i32>,
     /// Whether its link is cut.
     pub cut: bool,
+    /// Whether it is the one of several that leads.
+    pub leads: bool,
 }
 
 /// Asks the lab that the environment names.
@@ -104,7 +106,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                     .pid
                     .map_or_else(|| "-".to_owned(), |pid| pid.to_string());
                 let link = if host.cut { "cut" } else { "up" };
-                println!("{:<12} {:<8} {pid:<8} {link}", host.name, host.state);
+                let leads = if host.leads { ", leads" } else { "" };
+                let (name, state) = (host.name, host.state);
+                println!("{name:<12} {state:<8} {pid:<8} {link}{leads}");
             }
         }
         _ => {}

@@ -40,7 +40,7 @@ pub(crate) struct Journal {
 }
 
 /// What is in a journal.
-pub(crate) struct Contents {
+pub(crate) struct Recovered {
     pub(crate) generation: u64,
     pub(crate) records: Vec<Vec<u8>>,
     end: usize,
@@ -76,7 +76,7 @@ impl Journal {
     pub(crate) fn open(
         path: &Path,
         durability: Durability,
-        contents: &Contents,
+        contents: &Recovered,
     ) -> io::Result<Journal> {
         Ok(Journal {
             file: File::options().write(true).open(path)?,
@@ -130,9 +130,9 @@ impl Journal {
     }
 }
 
-impl Contents {
+impl Recovered {
     /// What is in a file; `None` if it is damaged.
-    pub(crate) fn parse(file: &[u8]) -> Option<Contents> {
+    pub(crate) fn parse(file: &[u8]) -> Option<Recovered> {
         let (header, _) = file.split_at_checked(HEADER)?;
         let number = |at| u64::from_le_bytes(header[at..at + 8].try_into().expect("8 bytes"));
         let generation = number(8);
@@ -140,7 +140,7 @@ impl Contents {
         if !header.starts_with(MAGIC) || header[24..] != digest(generation, committed, MAGIC) {
             return None;
         }
-        let mut contents = Contents {
+        let mut contents = Recovered {
             generation,
             records: Vec::new(),
             end: HEADER,

@@ -28,6 +28,7 @@
 
 mod accounts;
 mod complaints;
+pub mod etcd;
 mod ids;
 mod journal;
 mod members;

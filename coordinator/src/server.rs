@@ -25,12 +25,12 @@ use migshm_transport::{
     Carrier, Endpoint, FrameReceiver, FrameSender, Incoming, Link, LinkError, Peer,
 };
 use rustc_hash::FxHashMap;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::Settings;
 use crate::replica::{self, Input, Record, Rejected, Replica};
-use crate::store::{Store, StoreError};
+use crate::store::{Contents, Store, StoreError};
 
 /// How long a node may take to open its link, and to take note of a refusal.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -59,7 +59,7 @@ pub async fn serve(
     endpoint: Endpoint,
     replica: Replica,
     settings: Settings,
-    store: Option<Box<dyn Store>>,
+    store: Option<Store>,
 ) -> Result<(), StoreError> {
     let server = Arc::new(Server {
         state: Mutex::new(State::new(replica, store.is_some())),
@@ -89,6 +89,20 @@ async fn accept(endpoint: &Endpoint, server: &Arc<Server>) {
     }
 }
 
+/// Tells whoever comes to `endpoint`, until it is closed, that this coordinator does not lead, and who does.
+pub async fn stand_by(endpoint: &Endpoint, leader: &watch::Receiver<Option<String>>) {
+    while let Some(incoming) = endpoint.accept().await {
+        let leader = leader.clone();
+        tokio::spawn(async move {
+            if let Ok(link) = incoming.link().await {
+                let leader = leader.borrow().clone();
+                let reason = leader.map_or("nobody leads".to_owned(), |l| format!("{l} leads"));
+                link.sender.stand_by(&reason);
+            }
+        });
+    }
+}
+
 struct Server {
     state: Mutex<State>,
     /// There is something to store, or to say.
@@ -101,6 +115,8 @@ struct State {
     members: FxHashMap<NodeId, Member>,
     /// Records that are not stored; `None` if none ever are.
     records: Option<Vec<Vec<u8>>>,
+    /// Who is told when all that has happened so far is stored.
+    confirm: Vec<oneshot::Sender<()>>,
     /// Bytes of records that were stored since the last snapshot, and after which the next is due.
     logged: usize,
     snapshot_after: usize,
@@ -143,11 +159,7 @@ struct Membership {
 struct Batch {
     contents: Contents,
     marks: Vec<(Membership, Mark)>,
-}
-
-enum Contents {
-    Records(Vec<Vec<u8>>),
-    Snapshot(Vec<u8>),
+    confirmed: Vec<oneshot::Sender<()>>,
 }
 
 /// How a link ended.
@@ -199,6 +211,7 @@ impl Server {
             } => {
                 let membership = Membership { node, epoch };
                 self.resume(version, cluster, membership, received, &link)
+                    .await
             }
             _ => Err("the first message must be a Join or a Resume".to_owned()),
         };
@@ -220,6 +233,10 @@ impl Server {
             }
             Err(reason) => {
                 tracing::warn!(%address, peer = %link.peer, reason, "refused");
+                // It is final, so what it follows from must be stored.
+                if let Err(ends) = self.confirm().await {
+                    return link.sender.close(&ends);
+                }
                 if let Ok(refusal) = opening(&FromCoordinator::Refused { reason }, 0) {
                     link.sender.send_frame(refusal);
                 }
@@ -275,7 +292,7 @@ impl Server {
     }
 
     /// A member comes back on another link.
-    fn resume(
+    async fn resume(
         &self,
         version: Version,
         cluster: u64,
@@ -284,6 +301,8 @@ impl Server {
         link: &Link,
     ) -> Result<(Membership, u64), String> {
         check_version(version)?;
+        // Another coordinator may have taken the session over, and know more of it.
+        self.confirm().await?;
         let mut state = self.lock();
         let Membership { node, epoch } = membership;
         let is_own = |name: &String| link.peer == Peer::Node(name.clone());
@@ -344,15 +363,22 @@ impl Server {
     /// A link has ended; its node leaves with it, unless it comes back where it may.
     async fn part(&self, membership: Membership, number: u64, ending: Ending) {
         let since = Instant::now();
+        let mut confirmed = false;
         loop {
             let until = match self.lock().leaves_at(membership, number, since, &ending) {
                 Some(time) => time,
                 None => return,
             };
-            if until <= Instant::now() {
+            if until > Instant::now() {
+                tokio::time::sleep_until(until.into()).await;
+            } else if confirmed {
                 break;
+            } else if self.confirm().await.is_err() {
+                return;
+            } else {
+                // It may have waited for that too.
+                confirmed = true;
             }
-            tokio::time::sleep_until(until.into()).await;
         }
         let mut state = self.lock();
         if state.is_current(membership, number) {
@@ -385,34 +411,46 @@ impl Server {
     }
 
     /// Stores what happens, and has it said then, until that fails.
-    async fn keep(self: Arc<Self>, mut store: Option<Box<dyn Store>>) -> StoreError {
+    async fn keep(self: Arc<Self>, mut store: Option<Store>) -> StoreError {
         loop {
             self.changed.notified().await;
-            let Some(Batch { contents, marks }) = self.lock().take_batch() else {
+            let Some(batch) = self.lock().take_batch() else {
                 continue;
             };
-            if let Some(mut used) = store {
-                let is_slow = used.is_slow();
-                let commit = move || {
-                    let result = match contents {
-                        Contents::Records(records) => used.append(&records),
-                        Contents::Snapshot(snapshot) => used.replace(&snapshot),
-                    };
-                    (used, result)
+            let begun = Instant::now();
+            if let Some(used) = store {
+                store = match used.commit(batch.contents).await {
+                    Ok(store) => Some(store),
+                    Err(error) => return error,
                 };
-                let (used, result) = match is_slow {
-                    true => tokio::task::spawn_blocking(commit)
-                        .await
-                        .expect("a store does not panic"),
-                    false => commit(),
-                };
-                if let Err(error) = result {
-                    return error;
-                }
-                store = Some(used);
             }
-            self.lock().note_stored(marks);
+            let mut state = self.lock();
+            if begun.elapsed() > HELD_UP {
+                tracing::warn!(took = ?begun.elapsed(), "storing was held up; waiting for nodes");
+                state.lenient_until = Instant::now() + GRACE;
+            }
+            state.note_stored(batch.marks);
+            drop(state);
+            for confirmed in batch.confirmed {
+                // Whoever waited may be gone.
+                let _ = confirmed.send(());
+            }
         }
+    }
+
+    /// Waits until all that has happened is stored, so that this coordinator is still the one that decides.
+    async fn confirm(&self) -> Result<(), String> {
+        let confirmed = {
+            let mut state = self.lock();
+            if state.records.is_none() {
+                return Ok(());
+            }
+            let (confirm, confirmed) = oneshot::channel();
+            state.confirm.push(confirm);
+            confirmed
+        };
+        self.changed.notify_one();
+        confirmed.await.map_err(|_| ENDS.to_owned())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -441,6 +479,7 @@ impl State {
             members,
             replica,
             records: is_stored.then(Vec::new),
+            confirm: Vec::new(),
             logged: 0,
             snapshot_after: SNAPSHOT_AFTER,
             links: 0,
@@ -473,7 +512,8 @@ impl State {
         };
         let marks: Vec<_> = news.into_iter().filter_map(mark).collect();
         let records = records.unwrap_or_default();
-        if records.is_empty() && marks.is_empty() {
+        let confirmed = std::mem::take(&mut self.confirm);
+        if records.is_empty() && marks.is_empty() && confirmed.is_empty() {
             return None;
         }
         self.logged += records.iter().map(Vec::len).sum::<usize>();
@@ -485,7 +525,11 @@ impl State {
             self.snapshot_after = SNAPSHOT_AFTER.max(2 * snapshot.len());
             Contents::Snapshot(snapshot)
         };
-        Some(Batch { contents, marks })
+        Some(Batch {
+            contents,
+            marks,
+            confirmed,
+        })
     }
 
     /// So far all is stored: it may be said.
@@ -648,6 +692,7 @@ impl State {
 }
 
 const ENDED: &str = "its membership has ended";
+const ENDS: &str = "the coordinator ends";
 const TAKEN: &str = "another link of the node took its place";
 
 fn check_version(version: Version) -> Result<(), String> {

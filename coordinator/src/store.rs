@@ -1,4 +1,5 @@
-//! Where a coordinator's state outlives it: a directory with an embedded database (redb) and a journal.
+//! Where a coordinator's state outlives it: etcd ([`etcd`](crate::etcd)), or a directory with an embedded
+//! database (redb) and a journal, which is here.
 //!
 //! The database has a snapshot of the state, the journal what has happened since. A commit to either is all or
 //! nothing: a coordinator that is killed at any moment leaves the state as it was before or after it. Unless
@@ -22,25 +23,53 @@ use redb::{
     TableDefinition, TableError,
 };
 
-use crate::journal::{Contents, Journal};
+use crate::etcd::{self, Log};
+use crate::journal::{Journal, Recovered};
 use crate::replica::{Replica, Stored};
 
 /// Where what happens to a coordinator is stored.
-pub trait Store: Send {
-    /// Adds records, all or none. They are stored when this returns.
+pub enum Store {
+    /// A directory of this host.
+    Directory(Directory),
+    /// An etcd cluster.
+    Etcd(Box<Log>),
+}
+
+/// What is stored at once.
+#[derive(Debug)]
+pub enum Contents {
+    /// What has happened since.
+    Records(Vec<Vec<u8>>),
+    /// All of the state, in place of what is stored.
+    Snapshot(Vec<u8>),
+}
+
+impl Store {
+    /// Stores all or nothing. It is stored when this is done.
     ///
     /// # Errors
-    /// [`StoreError`]: it may not be used any more.
-    fn append(&mut self, records: &[Vec<u8>]) -> Result<(), StoreError>;
-
-    /// Has a snapshot take the place of all that is stored.
-    ///
-    /// # Errors
-    /// [`StoreError`]: it may not be used any more.
-    fn replace(&mut self, snapshot: &[u8]) -> Result<(), StoreError>;
-
-    /// Whether these take so long that nothing else may wait for them.
-    fn is_slow(&self) -> bool;
+    /// [`StoreError`]: there is no way to go on.
+    pub async fn commit(self, contents: Contents) -> Result<Store, StoreError> {
+        match self {
+            Store::Directory(mut directory) => {
+                let is_slow = directory.journal.durability() == Durability::Power;
+                let commit = move || {
+                    directory.commit(&contents)?;
+                    Ok(Store::Directory(directory))
+                };
+                match is_slow {
+                    true => tokio::task::spawn_blocking(commit)
+                        .await
+                        .expect("a store does not panic"),
+                    false => commit(),
+                }
+            }
+            Store::Etcd(mut log) => {
+                log.commit(&contents).await?;
+                Ok(Store::Etcd(log))
+            }
+        }
+    }
 }
 
 /// What commits survive.
@@ -117,6 +146,9 @@ pub enum StoreError {
     /// Writing failed.
     #[error("cannot store the coordinator's state: {0}")]
     Failed(String),
+    /// etcd cannot be used, or no longer.
+    #[error(transparent)]
+    Etcd(#[from] etcd::Error),
 }
 
 /// The database's file in the directory.
@@ -175,11 +207,11 @@ impl Directory {
                 number: 0,
             };
             let replica = Replica::of_new_cluster();
-            directory.replace(&replica.snapshot())?;
+            directory.commit(&Contents::Snapshot(replica.snapshot()))?;
             return Ok((directory, replica));
         };
         let contents = match fs::read(&file) {
-            Ok(bytes) => Contents::parse(&bytes),
+            Ok(bytes) => Recovered::parse(&bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(in_directory(error)),
         };
@@ -204,6 +236,22 @@ impl Directory {
         }
     }
 
+    /// Stores all or nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`]: it may not be used any more.
+    pub fn commit(&mut self, contents: &Contents) -> Result<(), StoreError> {
+        match contents {
+            Contents::Records(records) => self.journal.append(records).map_err(failed),
+            Contents::Snapshot(snapshot) => {
+                let number = self.number + 1;
+                self.store(number, snapshot).map_err(failed)?;
+                self.number = number;
+                self.journal.restart(number).map_err(failed)
+            }
+        }
+    }
+
     fn store(&mut self, number: u64, snapshot: &[u8]) -> Result<(), redb::Error> {
         let transaction = self.database.begin_write()?;
         {
@@ -213,23 +261,6 @@ impl Directory {
         }
         transaction.commit()?;
         Ok(())
-    }
-}
-
-impl Store for Directory {
-    fn append(&mut self, records: &[Vec<u8>]) -> Result<(), StoreError> {
-        self.journal.append(records).map_err(failed)
-    }
-
-    fn replace(&mut self, snapshot: &[u8]) -> Result<(), StoreError> {
-        let number = self.number + 1;
-        self.store(number, snapshot).map_err(failed)?;
-        self.number = number;
-        self.journal.restart(number).map_err(failed)
-    }
-
-    fn is_slow(&self) -> bool {
-        self.journal.durability() == Durability::Power
     }
 }
 
@@ -414,7 +445,7 @@ fn failed(error: impl Display) -> StoreError {
 }
 
 /// Of what is stored: messages are, as they are on the wire.
-fn version() -> String {
+pub(crate) fn version() -> String {
     format!("2, with messages of version {}", VERSION.major)
 }
 

@@ -71,7 +71,7 @@ impl Cluster {
             Some(state) => {
                 let (directory, replica) =
                     Directory::open(state.path(), Durability::Process).unwrap();
-                (replica, Some(Box::new(directory) as Box<dyn Store>))
+                (replica, Some(Store::Directory(directory)))
             }
         };
         self.serving = tokio::spawn(async move {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use migshm_coordinator::replica::{Input, Record, Replica};
-use migshm_coordinator::store::{Directory, Durability, Store};
+use migshm_coordinator::store::{Contents, Directory, Durability};
 use proptest::prelude::*;
 
 const FILE: &str = "coordinator.redb";
@@ -30,11 +30,11 @@ fn grow(directory: &mut Directory, replica: &mut Replica, nodes: std::ops::Range
     for number in nodes {
         let record = join(number);
         assert!(replica.apply(&record, &[]).unwrap());
-        if number == 3 {
-            directory.replace(&replica.snapshot()).unwrap();
-        } else {
-            directory.append(&[record.encode(&[])]).unwrap();
-        }
+        let contents = match number {
+            3 => Contents::Snapshot(replica.snapshot()),
+            _ => Contents::Records(vec![record.encode(&[])]),
+        };
+        directory.commit(&contents).unwrap();
     }
 }
 

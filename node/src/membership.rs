@@ -5,17 +5,24 @@
 //! is kept, and the processes whose calls it has to answer wait; everything that needs no coordinator goes
 //! on: pages, and for the time of the lease semaphore sets that are delegated to this node. The membership
 //! ends when the coordinator says so, or when patience does.
+//!
+//! Where there are several coordinators all of them are asked at once: those that do not lead say so, those that
+//! are gone say nothing.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use migshm_protocol::codec::{self, CodecError};
 use migshm_protocol::control::{FromCoordinator, ToCoordinator};
 use migshm_protocol::session::{Cursor, Header, MAX_BACKLOG, Session, Violation, opening};
 use migshm_protocol::{NodeId, VERSION};
 use migshm_transport::{
-    Carrier, Endpoint, Frame, FrameReceiver, FrameSender, Identity, Link, LinkError, Peer,
+    Carrier, Endpoint, Frame, FrameReceiver, FrameSender, Identity, LinkError, Peer,
 };
 use serde::Serialize;
 
@@ -24,6 +31,8 @@ use crate::{Config, Error};
 
 /// How long an attempt to reach the coordinator may take.
 const ATTEMPT: Duration = Duration::from_secs(1);
+/// How long coordinators may take to agree on who leads when a node joins.
+const ELECTION: Duration = Duration::from_secs(20);
 /// Between two of them.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -51,7 +60,7 @@ pub struct Joined {
 /// A membership, and what it takes to reach the coordinator again.
 pub struct Membership {
     endpoint: Endpoint,
-    coordinator: SocketAddr,
+    coordinators: Vec<SocketAddr>,
     patience: Option<Duration>,
     /// Opens a link that goes on.
     resume: ToCoordinator,
@@ -90,20 +99,7 @@ pub async fn join(config: &Config, coordinator: &str, budget: u64) -> Result<Joi
     let identity = Identity::load(pki, &Peer::node(&config.name)?)?;
     let endpoint = Endpoint::bind(config.listen, &identity)?;
     tokio::task::spawn_local(migshm_transport::follow(endpoint.clone(), pki.clone())?);
-    let unresolved = |cause| Error::Resolve {
-        coordinator: coordinator.to_owned(),
-        cause,
-    };
-    let address = tokio::net::lookup_host(coordinator)
-        .await
-        .map_err(unresolved)?
-        .find(|a| a.is_ipv4() == config.listen.is_ipv4())
-        .ok_or_else(|| {
-            unresolved(io::Error::new(
-                io::ErrorKind::NotFound,
-                "no address of the listener's family",
-            ))
-        })?;
+    let coordinators = resolve(coordinator, config.listen).await?;
     let unreachable = |cause| Error::Unreachable {
         coordinator: coordinator.to_owned(),
         cause,
@@ -112,13 +108,8 @@ pub async fn join(config: &Config, coordinator: &str, budget: u64) -> Result<Joi
         coordinator: coordinator.to_owned(),
         reason,
     };
-    let link = endpoint
-        .connect(address, &Peer::Coordinator)
-        .await
-        .map_err(unreachable)?;
-    let (sender, mut receiver) = (link.sender, link.receiver);
     let own = SocketAddr::new(
-        reachable_ip(config.listen, address)?,
+        reachable_ip(config.listen, coordinators[0])?,
         endpoint.local_address()?.port(),
     );
     let join = ToCoordinator::Join {
@@ -128,8 +119,17 @@ pub async fn join(config: &Config, coordinator: &str, budget: u64) -> Result<Joi
         memory: budget,
     };
     let join = opening(&join, 0).map_err(|error| refused(error.to_string()))?;
-    sender.send_frame(join);
-    let frame = receiver.next().await.map_err(unreachable)?;
+    let since = Instant::now();
+    let (sender, receiver, frame) = loop {
+        match open(&endpoint, &coordinators, &join).await {
+            Ok(opened) => break opened,
+            Err(LinkError::StandsBy(reason)) if since.elapsed() < ELECTION => {
+                tracing::debug!(reason, "no coordinator leads");
+                tokio::time::sleep(PAUSE).await;
+            }
+            Err(error) => return Err(unreachable(error)),
+        }
+    };
     let (header, message) = parse(&frame).map_err(|error| refused(error.to_string()))?;
     match message {
         FromCoordinator::Welcome {
@@ -152,7 +152,7 @@ pub async fn join(config: &Config, coordinator: &str, budget: u64) -> Result<Joi
                 epoch,
                 membership: Membership {
                     endpoint,
-                    coordinator: address,
+                    coordinators,
                     patience: config.patience,
                     resume,
                 },
@@ -217,22 +217,15 @@ impl Membership {
 
     /// Goes on with the session on another link.
     async fn resume(&self, node: &Shared) -> Result<Resumed, Interrupted> {
-        let Link {
-            sender,
-            mut receiver,
-            ..
-        } = self
-            .endpoint
-            .connect(self.coordinator, &Peer::Coordinator)
-            .await?;
         let received = match &node.borrow().coordinator {
             Coordinator::Remote(remote) => remote.session.mark().received,
             Coordinator::Embedded(_) | Coordinator::Lost => {
                 return Ok(Resumed::Refused("it was given up".to_owned()));
             }
         };
-        sender.send_frame(opening(&self.resume, received)?);
-        let (header, message) = parse(&receiver.next().await?)?;
+        let resume = opening(&self.resume, received)?;
+        let (sender, receiver, frame) = open(&self.endpoint, &self.coordinators, &resume).await?;
+        let (header, message) = parse(&frame)?;
         match message {
             FromCoordinator::Resumed => {}
             FromCoordinator::Refused { reason } => return Ok(Resumed::Refused(reason)),
@@ -293,6 +286,74 @@ impl Coordinator {
             Coordinator::Remote(remote) => remote.link.is_some(),
             Coordinator::Lost => false,
         }
+    }
+}
+
+/// Opens a link to the coordinator that leads, and gives its answer. All are asked at once.
+async fn open(
+    endpoint: &Endpoint,
+    coordinators: &[SocketAddr],
+    opening: &Bytes,
+) -> Result<(FrameSender, FrameReceiver, Frame), LinkError> {
+    let ask = |address: &SocketAddr| {
+        let address = *address;
+        async move {
+            let link = endpoint.connect(address, &Peer::Coordinator).await?;
+            let (sender, mut receiver) = (link.sender, link.receiver);
+            sender.send_frame(opening.clone());
+            let frame = receiver.next().await?;
+            Ok((sender, receiver, frame))
+        }
+    };
+    let mut asked: Vec<_> = coordinators.iter().map(|a| Box::pin(ask(a))).collect();
+    let mut failed = None;
+    poll_fn(|context| {
+        let mut index = 0;
+        while index < asked.len() {
+            match Pin::new(&mut asked[index]).poll(context) {
+                Poll::Ready(Ok(opened)) => return Poll::Ready(Ok(opened)),
+                Poll::Ready(Err(error)) => {
+                    drop(asked.swap_remove(index));
+                    // Where one stands by, another is going to lead.
+                    if !matches!(failed, Some(LinkError::StandsBy(_))) {
+                        failed = Some(error);
+                    }
+                }
+                Poll::Pending => index += 1,
+            }
+        }
+        match asked.is_empty() {
+            true => Poll::Ready(Err(failed.take().expect("there is a coordinator"))),
+            false => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// The addresses of coordinators, `HOST:PORT,...`: those that are known.
+async fn resolve(coordinators: &str, listen: SocketAddr) -> Result<Vec<SocketAddr>, Error> {
+    let (mut found, mut failed) = (Vec::new(), None);
+    for coordinator in coordinators.split(',') {
+        let resolved = tokio::net::lookup_host(coordinator).await;
+        let address = resolved.and_then(|mut addresses| {
+            let fits = addresses.find(|a| a.is_ipv4() == listen.is_ipv4());
+            fits.ok_or_else(|| {
+                let reason = "no address of the listener's family";
+                io::Error::new(io::ErrorKind::NotFound, reason)
+            })
+        });
+        match address {
+            Ok(address) => found.push(address),
+            Err(cause) => {
+                tracing::warn!(coordinator, %cause, "cannot resolve a coordinator");
+                let coordinator = coordinator.to_owned();
+                failed = Some(Error::Resolve { coordinator, cause });
+            }
+        }
+    }
+    match failed {
+        Some(error) if found.is_empty() => Err(error),
+        _ => Ok(found),
     }
 }
 

@@ -27,7 +27,8 @@ use std::time::{Duration, Instant};
 
 use self::history::Operation;
 use self::schedule::{Event, Fault, Schedule};
-use crate::{Lab, run as run_to_end};
+use crate::random::Random;
+use crate::{Lab, eventually, run as run_to_end};
 
 /// Keys of the segments that the clients use under locks only.
 const GUARDED_KEYS: &str = "0x6d730001-0x6d730002";
@@ -38,6 +39,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How late a step may be. Where the machine is slower, faults last longer, and follow each other sooner, than what
 /// is to be survived: then nothing is judged.
 const LATE: Duration = Duration::from_millis(400);
+/// The longest time between two faults that happen in turn.
+const MOMENT: Duration = Duration::from_millis(1500);
 /// How long clients work on when the last fault is over.
 const AFTERMATH: Duration = Duration::from_millis(500);
 
@@ -87,12 +90,46 @@ pub fn run(setup: &Setup) -> Report {
     let schedule = Schedule::new(seed, nodes, clients, time, &setup.faults);
     let networks = setup.faults.iter().any(|fault| fault.is_cut());
     let options: &[&str] = if networks { &["--netns"] } else { &[] };
+    stage(setup, options, schedule, |scene, schedule| {
+        scene.perform(schedule);
+    })
+}
+
+/// Runs the clients on a cluster of several coordinators, and kills leaders, `turns` times each kind; judges what
+/// the clients saw.
+///
+/// # Panics
+/// If the cluster cannot be started, or told what to do.
+#[must_use]
+pub fn run_failovers(setup: &Setup, turns: usize) -> Report {
+    let mut random = Random(setup.seed);
+    let schedule = Schedule {
+        release: random.below(2) == 1,
+        events: Vec::new(),
+    };
+    stage(
+        setup,
+        &["--coordinators", "3"],
+        schedule,
+        |scene, schedule| {
+            scene.take_turns(schedule, turns, &mut random);
+        },
+    )
+}
+
+/// Has clients work while something is performed, and judges what they saw.
+fn stage(
+    setup: &Setup,
+    options: &[&str],
+    mut schedule: Schedule,
+    perform: impl FnOnce(&mut Scene, &mut Schedule),
+) -> Report {
     let keys = if schedule.release { GUARDED_KEYS } else { "" };
     let directory = tempfile::Builder::new().prefix("migshm-chaos-").tempdir();
     let directory = directory.expect("/tmp can be written").keep();
-    let lab = Lab::of(nodes, options, &[("MIGSHM_RELEASE_KEYS", keys)]);
+    let lab = Lab::of(setup.nodes, options, &[("MIGSHM_RELEASE_KEYS", keys)]);
     let mut scene = Scene::new(&lab, setup, &directory);
-    scene.perform(&schedule);
+    perform(&mut scene, &mut schedule);
     let operations = scene.end();
     let void = scene.void;
     let mut wrong = if void.is_some() {
@@ -185,7 +222,7 @@ impl<'a> Scene<'a> {
     }
 
     /// Does all that is scheduled, at its time.
-    fn perform(&mut self, schedule: &Schedule) {
+    fn perform(&mut self, schedule: &mut Schedule) {
         let mut steps: Vec<(Duration, bool, Event)> = Vec::new();
         for &event in &schedule.events {
             steps.push((event.at, true, event));
@@ -211,6 +248,46 @@ impl<'a> Scene<'a> {
             }
         }
         until(end.max(self.setup.time) + AFTERMATH);
+    }
+
+    /// Kills leaders, each when the one before is back, and notes when, and for how long nobody else led.
+    fn take_turns(&mut self, schedule: &mut Schedule, turns: usize, random: &mut Random) {
+        let start = Instant::now();
+        let between = || Duration::from_millis(random.below(MOMENT.as_millis() as u64));
+        let pauses: Vec<Duration> = std::iter::repeat_with(between)
+            .take(2 * turns + 1)
+            .collect();
+        let faults = self.setup.faults.iter().copied().cycle();
+        for (fault, pause) in faults.zip(&pauses).take(2 * turns) {
+            sleep(*pause);
+            let leader = self.leader(fault);
+            let at = start.elapsed();
+            self.labctl("kill", &leader);
+            // Asks the coordinator: answered when one leads, and stores.
+            let _ = self.lab.ipcs();
+            schedule.events.push(Event {
+                at,
+                lasts: start.elapsed() - at,
+                fault,
+                target: 0,
+            });
+            self.labctl("start", &leader);
+        }
+        sleep(pauses[2 * turns]);
+    }
+
+    /// The host that leads, coordinators or etcd.
+    fn leader(&self, fault: Fault) -> String {
+        let kind = match fault {
+            Fault::KillEtcdLeader => "etcd",
+            _ => "coordinator",
+        };
+        let mut leader = None;
+        eventually("one leads", || {
+            leader = self.lab.leader(kind);
+            leader.is_some()
+        });
+        leader.expect("one leads")
     }
 
     fn disturb(&mut self, event: Event, begins: bool) {
@@ -252,6 +329,7 @@ impl<'a> Scene<'a> {
                     .for_each(|place| self.kill(place));
             }
             Fault::KillProcess | Fault::StopProcess => unreachable!("of a process"),
+            Fault::KillLeader | Fault::KillEtcdLeader => unreachable!("in turn"),
         }
     }
 

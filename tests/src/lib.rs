@@ -357,6 +357,19 @@ impl Lab {
         host.unwrap_or_else(|| panic!("no host {name}")).clone()
     }
 
+    /// The host of a kind that leads: `coordinator` or `etcd`.
+    #[must_use]
+    pub fn leader(&self, kind: &str) -> Option<String> {
+        let hosts = self.labctl(&["status", "--json"]).json();
+        let mut hosts = hosts.as_array().expect("a list").iter();
+        let leads = |host: &&Value| {
+            let name = host["name"].as_str().expect("a name");
+            host["leads"] == true && name.starts_with(kind)
+        };
+        let leader = hosts.find(leads)?["name"].as_str();
+        leader.map(str::to_owned)
+    }
+
     /// Where the coordinator listens.
     ///
     /// # Panics

@@ -34,6 +34,7 @@ const MAX_BACKLOG: usize = 256 << 20;
 /// Application error codes of QUIC's CONNECTION_CLOSE.
 const CLOSED: VarInt = VarInt::from_u32(0);
 pub(crate) const VIOLATION: VarInt = VarInt::from_u32(1);
+const STANDS_BY: VarInt = VarInt::from_u32(2);
 
 /// A connection to a peer that TLS has identified.
 #[derive(Debug)]
@@ -81,6 +82,9 @@ pub enum LinkError {
     /// The peer closed the link, with a reason for a person.
     #[error("the peer closed the link: {0}")]
     Closed(String),
+    /// The peer is a coordinator that does not lead; it says who does.
+    #[error("it stands by: {0}")]
+    StandsBy(String),
     /// This side closed the link.
     #[error("the link was closed on this side")]
     ClosedHere,
@@ -107,7 +111,10 @@ impl From<ConnectionError> for LinkError {
                     true => "no reason given".into(),
                     false => String::from_utf8_lossy(&close.reason),
                 };
-                LinkError::Closed(reason.into_owned())
+                match close.error_code {
+                    STANDS_BY => LinkError::StandsBy(reason.into_owned()),
+                    _ => LinkError::Closed(reason.into_owned()),
+                }
             }
             ConnectionError::ConnectionClosed(close) => match tls_alert(close.error_code) {
                 Some(ALERT_NO_APPLICATION_PROTOCOL) => LinkError::OtherVersion,
@@ -232,6 +239,11 @@ impl FrameSender {
     /// may not arrive.
     pub fn close(&self, reason: &str) {
         self.0.connection.close(CLOSED, reason.as_bytes());
+    }
+
+    /// Closes the link, for the peer to try another coordinator.
+    pub fn stand_by(&self, reason: &str) {
+        self.0.connection.close(STANDS_BY, reason.as_bytes());
     }
 
     /// Ends this direction; resolves when the peer has received everything, or the link is lost.

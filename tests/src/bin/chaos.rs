@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use migshm_tests::chaos::schedule::Fault;
-use migshm_tests::chaos::{Setup, run};
+use migshm_tests::chaos::{Setup, run, run_failovers};
 
 /// Injects faults into clusters of this machine while clients work on them, and judges what the
 /// clients saw.
@@ -29,6 +29,9 @@ struct Args {
     /// Seconds for which faults are injected in a run.
     #[arg(long, default_value_t = 10)]
     time: u64,
+    /// Instead, kill the coordinator that leads and the member of etcd that leads so often each in a run.
+    #[arg(long, value_name = "TIMES", conflicts_with_all = ["faults", "time"])]
+    failovers: Option<usize>,
     /// Which faults, separated by commas.
     #[arg(long, value_delimiter = ',', default_values_t = Fault::SURVIVED.map(|f| f.name().to_owned()))]
     faults: Vec<String>,
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
     let minutes = args
         .minutes
         .map(|minutes| Duration::from_secs(60 * minutes));
+    let mut pauses: Vec<(Fault, Duration)> = Vec::new();
     let (mut runs, mut operations, mut injected, mut void) = (0, 0, 0, 0);
     while minutes.map_or(runs < args.runs, |time| start.elapsed() < time) {
         let setup = Setup {
@@ -55,9 +59,15 @@ fn main() -> ExitCode {
             nodes: args.nodes,
             clients: args.clients,
             time: Duration::from_secs(args.time),
-            faults: faults.clone(),
+            faults: match args.failovers {
+                Some(_) => Fault::OF_LEADERS.to_vec(),
+                None => faults.clone(),
+            },
         };
-        let report = run(&setup);
+        let report = match args.failovers {
+            Some(turns) => run_failovers(&setup, turns),
+            None => run(&setup),
+        };
         let kind = if report.schedule.release {
             "release"
         } else {
@@ -75,16 +85,19 @@ fn main() -> ExitCode {
             events.len(),
             report.operations,
         );
+        if args.failovers.is_some() {
+            pauses.extend(events.iter().map(|event| (event.fault, event.lasts)));
+        }
         if !report.wrong.is_empty() {
             events.iter().for_each(|event| println!("{event}"));
             report.wrong.iter().for_each(|wrong| println!("\n{wrong}"));
+            let what = match args.failovers {
+                Some(turns) => format!("--failovers {turns}"),
+                None => format!("--time {} --faults {}", args.time, args.faults.join(",")),
+            };
             println!(
-                "\nagain: chaos --seed {} --nodes {} --clients {} --time {} --faults {}",
-                setup.seed,
-                args.nodes,
-                args.clients,
-                args.time,
-                args.faults.join(",")
+                "\nagain: chaos --seed {} --nodes {} --clients {} {what}",
+                setup.seed, args.nodes, args.clients
             );
             return ExitCode::FAILURE;
         }
@@ -97,6 +110,15 @@ fn main() -> ExitCode {
         injected += events.len();
     }
     let judged = runs - void;
+    for fault in Fault::OF_LEADERS {
+        let of_fault = pauses.iter().filter(|(of, _)| *of == fault);
+        let mut times: Vec<f64> = of_fault.map(|(_, time)| time.as_secs_f64()).collect();
+        times.sort_by(f64::total_cmp);
+        if let (Some(longest), median) = (times.last(), times.get(times.len() / 2)) {
+            let (name, count, median) = (fault.name(), times.len(), median.unwrap_or(longest));
+            println!("{name}: {count} pauses, median {median:.1} s, longest {longest:.1} s");
+        }
+    }
     println!(
         "{judged} runs, {injected} faults, {operations} operations, nothing wrong; {void} not judged"
     );

@@ -38,10 +38,14 @@ pub enum Fault {
     /// A node is killed with all its processes, and comes back empty: a page that only it had is
     /// lost for good (SIGBUS), all else stands.
     CrashNode,
+    /// The coordinator that leads is killed, and started again when another leads: a pause.
+    KillLeader,
+    /// The member of etcd that leads it is killed, and started again when another leads: a pause.
+    KillEtcdLeader,
 }
 
 impl Fault {
-    /// All of them.
+    /// All that happen at scheduled times.
     pub const ALL: [Fault; 9] = [
         Fault::KillProcess,
         Fault::StopProcess,
@@ -65,6 +69,9 @@ impl Fault {
         Fault::KillCoordinator,
     ];
 
+    /// Those that happen in turn, each when the one before is over: a cluster of several coordinators survives them.
+    pub const OF_LEADERS: [Fault; 2] = [Fault::KillLeader, Fault::KillEtcdLeader];
+
     /// Its name on the command line.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -78,6 +85,8 @@ impl Fault {
             Fault::KillDaemon => "kill-daemon",
             Fault::KillCoordinator => "kill-coordinator",
             Fault::CrashNode => "crash-node",
+            Fault::KillLeader => "kill-leader",
+            Fault::KillEtcdLeader => "kill-etcd-leader",
         }
     }
 
