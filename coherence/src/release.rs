@@ -154,7 +154,8 @@ pub enum Input {
         extent: Extent,
         /// Where changes have to be before they count; `None` if no other node can have them.
         backup: Option<NodeId>,
-        /// Nothing of it can have been released unless this node has it as a backup.
+        /// Nothing of it was released before this node was its home or its backup: if it has no
+        /// complete replica, the pages are zeros.
         blank: bool,
     },
     /// Whatever local processes have written is to be at its home: [`Action::Released`] follows,

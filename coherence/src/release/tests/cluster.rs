@@ -242,6 +242,8 @@ pub(super) enum Step {
     Evict(usize, usize),
     /// A node dies.
     Die(usize),
+    /// The last messages of a node that has died are lost.
+    Lose(usize),
     /// The coordinator learns of a death.
     Leave(usize),
 }
@@ -265,7 +267,7 @@ pub(super) struct Cluster {
     /// Of a durable segment.
     backup: Option<NodeId>,
     /// Whether the backup is the first one.
-    blank: bool,
+    first: bool,
     /// Whether the segment is durable.
     durable: bool,
     /// Nodes that have died, and the coordinator has not learned of it; and those of which it has.
@@ -321,7 +323,7 @@ impl Cluster {
             arrived: BTreeSet::new(),
             home,
             backup: None,
-            blank: true,
+            first: true,
             durable: false,
             dead: BTreeSet::new(),
             gone: BTreeSet::new(),
@@ -348,7 +350,7 @@ impl Cluster {
             host.engine = Release::new(node(at), PAGE_SIZE);
             host.engine.add_durable_segment(SEGMENT, pages as u32);
         }
-        cluster.choose_backup();
+        cluster.choose_backup(true);
         while let Some(step) = cluster.steps(false).into_iter().find(|step| {
             matches!(step, Step::Hear(_) | Step::Deliver(_))
         }) {
@@ -401,6 +403,7 @@ impl Cluster {
         for other in 0..self.hosts.len() {
             if !self.gone.contains(&other) {
                 self.said[other].push_back(Said::Left(node(at)));
+                self.notices[other].insert(0, self.latest.len() as u32);
             }
         }
         for (variable, mut values) in std::mem::take(&mut self.unreleased[at]) {
@@ -409,10 +412,11 @@ impl Cluster {
         }
         if self.home == node(at) {
             self.home = self.backup.take().expect("there is one");
-            self.choose_backup();
+            let blank = std::mem::take(&mut self.first);
+            self.choose_backup(blank);
         } else if self.backup == Some(node(at)) {
-            self.backup = None;
-            self.choose_backup();
+            (self.backup, self.first) = (None, false);
+            self.choose_backup(false);
         }
         for (semaphore, count) in std::mem::take(&mut self.taken[at]) {
             self.semaphores[semaphore] += count;
@@ -422,14 +426,13 @@ impl Cluster {
     }
 
     /// The home gets a backup.
-    fn choose_backup(&mut self) {
+    fn choose_backup(&mut self, blank: bool) {
         let home = usize::from(self.home.0);
         let nodes = self.hosts.len();
         let others = (1..nodes).map(|distance| (home + distance) % nodes);
         let backup = others.into_iter().find(|at| !self.gone.contains(at));
         self.backup = backup.map(node);
-        self.said[home].push_back(Said::BackupIs(self.backup, self.blank));
-        self.blank = false;
+        self.said[home].push_back(Said::BackupIs(self.backup, blank));
     }
 
     fn open_barrier(&mut self) {
@@ -470,7 +473,13 @@ impl Cluster {
             }
             let is_dead = self.dead.contains(&at);
             if is_dead {
-                steps.push(Step::Leave(at));
+                // It has been silent for long: what it sent has come, or never will.
+                let sent = (0..self.hosts.len()).map(|to| at * self.hosts.len() + to);
+                let mut open = sent.filter(|&channel| !self.channels[channel].is_empty());
+                match open.next() {
+                    Some(channel) => steps.push(Step::Lose(channel)),
+                    None => steps.push(Step::Leave(at)),
+                }
             }
             if !self.said[at].is_empty() && !is_dead {
                 steps.push(Step::Hear(at));
@@ -507,6 +516,7 @@ impl Cluster {
             Step::Tell(at) => self.tell(at),
             Step::Hear(at) => self.hear(at),
             Step::Die(at) => self.die(at),
+            Step::Lose(channel) => self.channels[channel].clear(),
             Step::Leave(at) => self.leave(at),
             Step::Evict(at, index) => self.handle(at, Input::Evict { page: page(index) }),
         }

@@ -534,3 +534,13 @@ fn what_was_released_outlives_any_node() {
 fn a_release_that_does_not_wait_for_the_backup_would_be_lost() {
     told().with_deaths(1).finds(Mutation::IgnoreBackup);
 }
+
+#[test]
+fn what_a_dead_home_has_not_merged_its_successor_must_be_told() {
+    told().with_deaths(1).finds(Mutation::ForgetOrphans);
+}
+
+#[test]
+fn copies_of_a_dead_home_must_not_stay() {
+    handed_over().with_deaths(1).finds(Mutation::KeepCopies);
+}
