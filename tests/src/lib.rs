@@ -18,7 +18,7 @@
 pub mod chaos;
 pub mod decoders;
 mod process;
-mod random;
+pub mod random;
 mod solo;
 
 use std::ffi::OsStr;
