@@ -429,13 +429,7 @@ impl Release {
         self.add(segment, pages, None, true);
     }
 
-    fn add(
-        &mut self,
-        segment: SegmentId,
-        pages: u32,
-        default_home: Option<NodeId>,
-        durable: bool,
-    ) {
+    fn add(&mut self, segment: SegmentId, pages: u32, default_home: Option<NodeId>, durable: bool) {
         let new = || Segment {
             pages,
             default_home,
@@ -456,9 +450,13 @@ impl Release {
         tables.pending.retain(|page, _| page.segment != segment);
         tables.finding.retain(|extent, _| extent.segment != segment);
         tables.unmerged.retain(|_, diffs| diffs.segment != segment);
-        tables.replicas.retain(|extent, _| extent.segment != segment);
+        tables
+            .replicas
+            .retain(|extent, _| extent.segment != segment);
         tables.orphans.retain(|extent, _| extent.segment != segment);
-        tables.unbacked.retain(|extent, _| extent.segment != segment);
+        tables
+            .unbacked
+            .retain(|extent, _| extent.segment != segment);
         tables.early.retain(|extent, _| extent.segment != segment);
         tables.moving.retain(|page, _| page.segment != segment);
         tables.merging.retain(|_, diffs| diffs.segment != segment);

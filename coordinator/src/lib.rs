@@ -43,7 +43,9 @@ pub mod server;
 mod shm;
 pub mod store;
 
-use migshm_protocol::call::{Answer, Attachment, Call, Caller, Consistency, Errno, Outcome, SetMemory};
+use migshm_protocol::call::{
+    Answer, Attachment, Call, Caller, Consistency, Errno, Outcome, SetMemory,
+};
 use migshm_protocol::control::{FromCoordinator, Placement, ToCoordinator};
 use migshm_protocol::{Extent, NodeId};
 use serde::{Deserialize, Serialize};

@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Contents, Entry, Table};
-use crate::notices::Notices;
 use crate::members::Members;
+use crate::notices::Notices;
 use crate::placement::{Admission, Guarded, Pages, WaitingAttach};
 use crate::processes::{Awaited, CallKey, Wake};
 use crate::quotas::Amount;

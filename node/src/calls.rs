@@ -5,7 +5,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use migshm_coherence::Lock;
-use migshm_protocol::call::{Answer, Attachment, Call, Caller, Consistency, Errno, Outcome, SemBuf, SemCommand, SetMemory, ShmCommand};
+use migshm_protocol::call::{
+    Answer, Attachment, Call, Caller, Consistency, Errno, Outcome, SemBuf, SemCommand, SetMemory,
+    ShmCommand,
+};
 use migshm_protocol::control::{FromCoordinator, Placement, ToCoordinator};
 use migshm_protocol::ids::PAGE_SIZE;
 use migshm_protocol::local::{FromNode, LOCAL_VERSION, Pieces, ToNode};

@@ -24,7 +24,9 @@ use migshm_coherence::{
     AccessLog, Action, Carry, Config as CoherenceConfig, Engine, HomePolicy, Prefetcher, Time,
 };
 use migshm_coordinator::{Core, Output};
-use migshm_protocol::call::{Attachment, Call, Caller, Consistency, Errno, Memlock, Outcome, SetMemory};
+use migshm_protocol::call::{
+    Attachment, Call, Caller, Consistency, Errno, Memlock, Outcome, SetMemory,
+};
 use migshm_protocol::control::{FromCoordinator, Member, Placement, ToCoordinator};
 use migshm_protocol::ids::PAGE_SIZE;
 use migshm_protocol::local::Pieces;

@@ -546,7 +546,8 @@ impl Node {
         self.memory.remove_segment(segment);
         self.arming.remove(&segment);
         self.orphans.retain(|extent| extent.segment != segment);
-        self.guarded.retain(|(extent, ..)| extent.segment != segment);
+        self.guarded
+            .retain(|(extent, ..)| extent.segment != segment);
         self.turns.remove_segment(segment);
         self.policy.retain(|extent| extent.segment != segment);
         self.carry.retain(|page| page.segment != segment);

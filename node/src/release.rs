@@ -133,7 +133,11 @@ impl Node {
     /// Tells at once what waits for a release, as there is no time left; unless it would have count what
     /// is to be at a second node first.
     pub(crate) fn empty_outbox(&mut self) {
-        if self.with_release.values().any(|of| *of == Consistency::Durable) {
+        if self
+            .with_release
+            .values()
+            .any(|of| *of == Consistency::Durable)
+        {
             return self.outbox.0.clear();
         }
         for held in std::mem::take(&mut self.outbox.0) {

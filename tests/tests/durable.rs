@@ -43,7 +43,10 @@ impl Ledger {
         self.ranks += 1;
         let rank = self.ranks;
         let mut command = self.lab.on(node, "ledger");
-        command.arg("work").arg(self.log(rank)).arg(rank.to_string());
+        command
+            .arg("work")
+            .arg(self.log(rank))
+            .arg(rank.to_string());
         let child = command.stdin(Stdio::null()).spawn();
         let child = child.expect("migshm can be executed");
         self.writers.push(Writer { node, rank, child });
@@ -68,7 +71,8 @@ impl Ledger {
                 assert_eq!(ended, None, "writer {} has ended", writer.rank);
             }
             let now = self.writers.iter().zip(&now);
-            now.into_iter().all(|(writer, before)| self.released(writer.rank) > before + 2 * PAGES)
+            now.into_iter()
+                .all(|(writer, before)| self.released(writer.rank) > before + 2 * PAGES)
         });
     }
 
@@ -86,7 +90,10 @@ impl Ledger {
         let shown = run(self.lab.on(node, "ledger").arg("show")).succeeded();
         let mut found = vec![vec![0; released.len() + 1]; PAGES as usize];
         for line in shown.stdout.lines() {
-            let numbers: Vec<i64> = line.split(' ').map(|n| n.parse().expect("a number")).collect();
+            let numbers: Vec<i64> = line
+                .split(' ')
+                .map(|n| n.parse().expect("a number"))
+                .collect();
             found[numbers[0] as usize][numbers[1] as usize] = numbers[2];
         }
         for page in 0..PAGES {
@@ -95,12 +102,22 @@ impl Ledger {
                 // The last step up to `last` that was on this page.
                 let step = last - (last + 4 * rank - page).rem_euclid(PAGES);
                 let has = found[page as usize][rank as usize];
-                assert!(has >= step, "page {page} has {has} of writer {rank}, which had released {step}");
+                assert!(
+                    has >= step,
+                    "page {page} has {has} of writer {rank}, which had released {step}"
+                );
                 let first = (page - 4 * rank - 1).rem_euclid(PAGES) + 1;
-                steps += if step >= first { (step - first) / PAGES + 1 } else { 0 };
+                steps += if step >= first {
+                    (step - first) / PAGES + 1
+                } else {
+                    0
+                };
             }
             let counted = found[page as usize][0];
-            assert!(counted >= steps, "page {page} counts {counted} of {steps} steps");
+            assert!(
+                counted >= steps,
+                "page {page} counts {counted} of {steps} steps"
+            );
         }
     }
 }
@@ -108,9 +125,17 @@ impl Ledger {
 /// MIGSHM_DEATHS nodes die, 3 if that is not set, of seed MIGSHM_SEED, a new one if that is not set.
 #[test]
 fn no_released_write_is_missing_whichever_nodes_die() {
-    let number = |name| std::env::var(name).ok().map(|n| n.parse::<u64>().expect(name));
+    let number = |name| {
+        std::env::var(name)
+            .ok()
+            .map(|n| n.parse::<u64>().expect(name))
+    };
     let deaths = number("MIGSHM_DEATHS").unwrap_or(3);
-    let fresh = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
+    let fresh = || {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |now| now.as_nanos() as u64)
+    };
     let seed = number("MIGSHM_SEED").unwrap_or_else(fresh);
     println!("MIGSHM_SEED={seed}");
     let mut random = Random(seed);
@@ -135,7 +160,8 @@ fn what_was_released_before_a_node_died_is_read_by_who_comes_later() {
         let lab = Lab::new(2);
         let mut processes: Vec<Process> = (1..=2)
             .map(|node| {
-                let mut process = Process::start(lab.on(node, "sysv").env("MIGSHM_DURABILITY", "release"));
+                let mut process =
+                    Process::start(lab.on(node, "sysv").env("MIGSHM_DURABILITY", "release"));
                 process.obey("segment 1 65536");
                 process.obey("queue 1");
                 process
@@ -157,7 +183,9 @@ fn what_was_released_before_a_node_died_is_read_by_who_comes_later() {
         assert_eq!(again.ask("receive 1"), "1");
         again.obey("check 8");
         let sent = || lab.status(3 - victim)["release"]["replicated_bytes"].as_u64();
-        eventually("the new node is sent all that there is", || sent() > Some(0));
+        eventually("the new node is sent all that there is", || {
+            sent() > Some(0)
+        });
         survivor.obey("fill 9");
         survivor.obey("send 1");
         lab.labctl(&["crash", &format!("node{}", 3 - victim)]);

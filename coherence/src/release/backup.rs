@@ -439,7 +439,13 @@ impl Release {
     /// Has the pages of an extent that are on their way here come from its next home.
     fn ask_again(&mut self, cx: &mut Context<'_>, extent: Extent) {
         let of_extent = |page: &&Page| page.extent() == extent;
-        let pending: BTreeSet<Page> = self.tables.pending.keys().filter(of_extent).copied().collect();
+        let pending: BTreeSet<Page> = self
+            .tables
+            .pending
+            .keys()
+            .filter(of_extent)
+            .copied()
+            .collect();
         for page in pending {
             if let Some(pending) = self.tables.pending.get_mut(&page) {
                 pending.number = 0;

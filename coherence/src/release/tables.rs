@@ -7,8 +7,8 @@ use migshm_protocol::ids::EXTENT_PAGES;
 use migshm_protocol::release::{MAX_DIFFS, MAX_WANTED, ReleaseMessage, Runs};
 use migshm_protocol::{Extent, NodeId, NodeSet, Page, SegmentId};
 
-use super::copies::Copies;
 use super::backup::{Kept, Unmerged};
+use super::copies::Copies;
 use super::loans::Record;
 use super::{Action, Context, Diff, ExtentState, Line, Release, State};
 

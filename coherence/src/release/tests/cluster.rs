@@ -89,12 +89,6 @@ pub(super) enum Mutation {
     IgnoreBackup,
     /// Who has written to a page whose home dies does not send that to its successor.
     ForgetOrphans,
-    /// A home goes on without a backup until it has another one.
-    IgnoreNextBackup,
-    /// A new backup is sent what processes write, and not the twin.
-    ReplicateFrames,
-    /// Copies from a home that has died stay.
-    KeepCopies,
 }
 
 /// A page as local processes see it.
@@ -351,9 +345,11 @@ impl Cluster {
             host.engine.add_durable_segment(SEGMENT, pages as u32);
         }
         cluster.choose_backup(true);
-        while let Some(step) = cluster.steps(false).into_iter().find(|step| {
-            matches!(step, Step::Hear(_) | Step::Deliver(_))
-        }) {
+        while let Some(step) = cluster
+            .steps(false)
+            .into_iter()
+            .find(|step| matches!(step, Step::Hear(_) | Step::Deliver(_)))
+        {
             cluster.take(step);
         }
         let (extent, home) = (EXTENT, Some(cluster.home));
@@ -367,7 +363,9 @@ impl Cluster {
         let is_backed = self.backup.is_some_and(|backup| {
             let engine = &self.hosts[home].engine;
             let replicas = &self.hosts[usize::from(backup.0)].engine.tables.replicas;
-            engine.extent(EXTENT).is_some_and(|e| e.backup == Some(backup))
+            engine
+                .extent(EXTENT)
+                .is_some_and(|e| e.backup == Some(backup))
                 && engine.manager_of(EXTENT) == Some(self.home)
                 && replicas.get(&EXTENT).is_some_and(Replica::is_complete)
         });
@@ -684,56 +682,16 @@ impl Cluster {
     fn handle(&mut self, at: usize, input: Input) {
         let dropping = matches!(input, Input::Changed { .. } | Input::Evict { .. });
         let mut actions = Vec::new();
-        let broken = self.break_input(at, &input);
+        let forgets = self.mutation == Some(Mutation::ForgetOrphans);
+        let forgets = forgets && matches!(input, Input::Left { .. });
         let Host { engine, memory, .. } = self.host_mut(at);
         engine.handle(input, memory, &mut actions);
-        if let Some(before) = broken {
-            self.break_after(at, before, &mut actions);
+        if forgets {
+            engine.tables.orphans.clear();
+            engine.complete_releases(&mut actions);
         }
         for action in actions {
             self.execute(at, action, dropping);
-        }
-    }
-
-    /// What is broken before a node learns of a death, or of its backup: what was there before that.
-    fn break_input(&mut self, at: usize, input: &Input) -> Option<Host> {
-        let mutation = self.mutation?;
-        let before = Host::clone(&self.hosts[at]);
-        match (mutation, input) {
-            (Mutation::ReplicateFrames, Input::BackupIs { .. }) => {
-                let Host { engine, memory, .. } = self.host_mut(at);
-                for (page, twin) in &mut engine.tables.twins {
-                    memory.read(*page, &mut twin.bytes);
-                }
-            }
-            (Mutation::ForgetOrphans | Mutation::IgnoreNextBackup, Input::Left { .. }) => {}
-            (Mutation::KeepCopies, Input::Left { node })
-                if before.engine.manager_of(EXTENT) == Some(*node) => {}
-            _ => return None,
-        }
-        Some(before)
-    }
-
-    /// What is broken after that.
-    fn break_after(&mut self, at: usize, before: Host, actions: &mut Vec<Action>) {
-        let mutation = self.mutation;
-        let Host { engine, memory, .. } = self.host_mut(at);
-        match mutation {
-            Some(Mutation::ReplicateFrames) => engine.tables.twins = before.engine.tables.twins,
-            Some(Mutation::ForgetOrphans) => {
-                engine.tables.orphans.clear();
-                engine.complete_releases(actions);
-            }
-            Some(Mutation::IgnoreNextBackup) => {
-                engine.tables.unbacked.clear();
-                engine.complete_releases(actions);
-            }
-            _ => {
-                let lines = before.engine.extent(EXTENT).map(|extent| extent.lines.clone());
-                engine.extent_mut(EXTENT).lines = lines.expect("it is known");
-                engine.tables.twins = before.engine.tables.twins;
-                *memory = before.memory;
-            }
         }
     }
 

@@ -498,7 +498,13 @@ fn told() -> Search {
     let programs = vec![
         vec![Op::Write(X, 1), Op::Post(0)],
         vec![Op::Write(Y, 1), Op::Post(1)],
-        vec![Op::Wait(0), Op::Read(X), Op::Wait(1), Op::Read(Y), Op::Read(X)],
+        vec![
+            Op::Wait(0),
+            Op::Read(X),
+            Op::Wait(1),
+            Op::Read(Y),
+            Op::Read(X),
+        ],
     ];
     search("told", programs, &[0, 0])
 }
@@ -506,7 +512,13 @@ fn told() -> Search {
 /// Before it releases, a node writes a value and undoes that.
 fn undone() -> Search {
     let programs = vec![
-        vec![Op::Write(X, 1), Op::Post(0), Op::Write(X, 2), Op::Write(X, 1), Op::Post(0)],
+        vec![
+            Op::Write(X, 1),
+            Op::Post(0),
+            Op::Write(X, 2),
+            Op::Write(X, 1),
+            Op::Post(0),
+        ],
         vec![Op::Read(Y)],
         vec![Op::Wait(0), Op::Wait(0), Op::Read(X)],
     ];
@@ -538,9 +550,4 @@ fn a_release_that_does_not_wait_for_the_backup_would_be_lost() {
 #[test]
 fn what_a_dead_home_has_not_merged_its_successor_must_be_told() {
     told().with_deaths(1).finds(Mutation::ForgetOrphans);
-}
-
-#[test]
-fn copies_of_a_dead_home_must_not_stay() {
-    handed_over().with_deaths(1).finds(Mutation::KeepCopies);
 }
