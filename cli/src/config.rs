@@ -34,6 +34,7 @@ const OPTIONS: [(&str, &[&str]); 5] = [
             "listen",
             "pki",
             "release-keys",
+            "durable-keys",
             "quota",
             "state-dir",
             "state-outlives",

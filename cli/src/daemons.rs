@@ -40,6 +40,14 @@ pub struct CoordinatorArgs {
         default_value = ""
     )]
     release_keys: Rules,
+    /// Keys of durable segments, and ranges of keys: segments with release consistency, of which what was released is at two nodes (MIGSHM_DURABILITY).
+    #[arg(
+        long,
+        value_name = "KEYS",
+        env = "MIGSHM_DURABLE_KEYS",
+        default_value = ""
+    )]
+    durable_keys: Rules,
     /// The most that one user may create: segments, bytes (of segments), sets, semaphores, queues, each as NAME=NUMBER or NAME=none, separated by commas [default: half of what there is, at most 1048576 semaphores and 4000 queues]. Not for root and CAP_SYS_RESOURCE.
     #[arg(
         long,
@@ -205,7 +213,10 @@ async fn attend(args: &CoordinatorArgs, ready: &mut Option<File>) -> anyhow::Res
     };
     let endpoint = Endpoint::bind(args.listen, &identity)?;
     let settings = Settings {
-        rules: args.release_keys.clone(),
+        rules: args
+            .release_keys
+            .clone()
+            .with_durable(args.durable_keys.clone()),
         quotas: args.quota,
     };
     let renewals = migshm_transport::follow(endpoint.clone(), args.pki.clone())?;

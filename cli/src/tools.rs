@@ -12,8 +12,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
 use migshm_protocol::call::{
-    Answer, Call, Errno, MsgCommand, MsgStatus, SemCommand, SemStatus, ShmCommand, ShmStatus,
-    StatBy,
+    Answer, Call, Consistency, Errno, MsgCommand, MsgStatus, SemCommand, SemStatus, ShmCommand,
+    ShmStatus, StatBy,
 };
 use migshm_protocol::limits::MAX_LOCAL;
 use migshm_protocol::local::{FromNode, LOCAL_VERSION, SOCKET, ToNode};
@@ -383,13 +383,21 @@ pub fn ipcs(args: IpcsArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// When what was written is at a second node.
+const fn durability(consistency: Consistency) -> &'static str {
+    match consistency {
+        Consistency::Durable => "release",
+        Consistency::Sequential | Consistency::Release => "none",
+    }
+}
+
 fn segment_json(s: &ShmStatus) -> Value {
     json!({
         "key": format!("0x{:08x}", s.perm.key), "shmid": s.id,
         "uid": s.perm.uid, "gid": s.perm.gid, "cuid": s.perm.cuid, "cgid": s.perm.cgid,
         "perms": format!("{:o}", s.perm.mode & PERMISSIONS),
         "dest": s.perm.mode & SHM_DEST != 0, "locked": s.perm.mode & SHM_LOCKED != 0,
-        "bytes": s.size, "consistency": s.consistency.name(), "nattch": s.nattch, "cpid": s.cpid, "lpid": s.lpid,
+        "bytes": s.size, "consistency": s.consistency.name(), "durability": durability(s.consistency), "nattch": s.nattch, "cpid": s.cpid, "lpid": s.lpid,
         "atime": s.atime, "dtime": s.dtime, "ctime": s.ctime,
     })
 }

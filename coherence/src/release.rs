@@ -62,8 +62,10 @@
 //!   next tells of them again, unless it has itself told of them: another's word to the coordinator may be
 //!   later than its own.
 //!
-//! A node that dies takes the pages with it whose home it is: who touches them gets SIGBUS.
+//! A node that dies takes the pages with it whose home it is: who touches them gets SIGBUS. Those of
+//! *durable* segments are at a second node too (`backup.rs`).
 
+mod backup;
 mod copies;
 mod diff;
 mod home;
@@ -79,10 +81,11 @@ use migshm_protocol::page::Access;
 use migshm_protocol::release::{ReleaseMessage, RunSet, Runs, Sent};
 use migshm_protocol::{Extent, NodeId, NodeSet, Page, SegmentId};
 
+use backup::{Part, Replica, Unmerged};
 use copies::Copies;
 pub use diff::Diff;
 use home::Merging;
-use loans::{Moving, Record};
+use loans::{Moving, Record, Request};
 
 /// Releases in a row that find a page the same as its twin, after which it is protected again: together
 /// they cost what a write fault does. A program that iterates has several in each iteration.
@@ -144,6 +147,17 @@ pub enum Input {
         /// Its home; `None` if no node has memory for it.
         home: Option<NodeId>,
     },
+    /// This node is the home of an extent of a durable segment, with this backup: as of now, or as ever
+    /// and the backup is another one.
+    BackupIs {
+        /// The extent.
+        extent: Extent,
+        /// Where changes have to be before they count; `None` if no other node can have them.
+        backup: Option<NodeId>,
+        /// Nothing of it was released before this node was its home or its backup: if it has no
+        /// complete replica, the pages are zeros.
+        blank: bool,
+    },
     /// Whatever local processes have written is to be at its home: [`Action::Released`] follows,
     /// now or later, in the order of the releases.
     Release,
@@ -190,6 +204,11 @@ pub enum Action {
         /// What others have copies of and this node has written.
         wrote: Vec<(SegmentId, Runs)>,
     },
+    /// This node is the home of an extent whose pages went with the nodes that had them.
+    Lost {
+        /// The extent.
+        extent: Extent,
+    },
     /// The page cannot be had: whoever waits for it gets SIGBUS.
     Fail {
         /// The page.
@@ -218,6 +237,10 @@ pub struct ReleaseCounters {
     pub diff_bytes: u64,
     /// Diffs of other nodes merged.
     pub merges: u64,
+    /// Bytes of diffs sent to backups.
+    pub replicated_bytes: u64,
+    /// Extents of whose home this node has taken the place.
+    pub promotions: u64,
     /// Copies dropped because another node had changed the page.
     pub invalidations: u64,
     /// Pages whose home has moved here.
@@ -255,8 +278,16 @@ struct Tables {
     finding: BTreeMap<Extent, BTreeSet<u32>>,
     /// Number of the last message that is answered.
     last: u64,
-    /// Diffs that are not merged yet, as far as is known: whose they are to be.
-    unmerged: BTreeMap<u64, (NodeId, SegmentId)>,
+    /// Diffs that are not merged yet, as far as is known.
+    unmerged: BTreeMap<u64, Unmerged>,
+    /// As a backup: what other nodes have.
+    replicas: BTreeMap<Extent, Replica>,
+    /// Diffs of durable pages whose home has left, for its successor.
+    orphans: BTreeMap<Extent, Vec<(u32, Diff)>>,
+    /// As a home: extents whose backup has left, and what waits for its successor.
+    unbacked: BTreeMap<Extent, Vec<Part>>,
+    /// What was asked of this node as a home before it knew that it is.
+    early: BTreeMap<Extent, Vec<(Page, Request)>>,
     /// As a manager: pages whose home is moving.
     moving: BTreeMap<Page, Moving>,
     /// As a manager: diffs of which a part waits for such pages, by sender and number.
@@ -271,6 +302,8 @@ struct Tables {
 struct Segment {
     pages: u32,
     default_home: Option<NodeId>,
+    /// Whether pages are at a second node before what was written to them counts.
+    durable: bool,
     /// Nodes that have left since the segment is known.
     lost: NodeSet,
     /// Nodes that have asked this one for pages.
@@ -288,6 +321,10 @@ struct ExtentState {
     copies: Copies,
     /// At the manager: about each page; empty until one was asked for.
     records: Box<[Record]>,
+    /// At the home of a durable extent.
+    backup: Option<NodeId>,
+    /// At the home of a durable extent: nobody has its pages any more.
+    lost: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -341,6 +378,8 @@ struct Context<'a> {
     copies: BTreeMap<(NodeId, SegmentId, u64), Copied>,
     /// Pages that are to come home, by where they are.
     recalled: BTreeMap<(NodeId, SegmentId), Vec<u32>>,
+    /// Changes for backups, and what waits until they are there.
+    replicated: BTreeMap<Extent, (Vec<(u32, Diff)>, Vec<Part>)>,
 }
 
 /// Pages on their way out.
@@ -364,6 +403,10 @@ impl Release {
             finding: BTreeMap::new(),
             last: 0,
             unmerged: BTreeMap::new(),
+            replicas: BTreeMap::new(),
+            orphans: BTreeMap::new(),
+            unbacked: BTreeMap::new(),
+            early: BTreeMap::new(),
             moving: BTreeMap::new(),
             merging: BTreeMap::new(),
             wrote: BTreeMap::new(),
@@ -378,9 +421,19 @@ impl Release {
 
     /// Begins to track a segment; does nothing if it is tracked already.
     pub fn add_segment(&mut self, segment: SegmentId, pages: u32, default_home: Option<NodeId>) {
+        self.add(segment, pages, default_home, false);
+    }
+
+    /// The same, of a segment whose pages are at a second node before what was written to them counts.
+    pub fn add_durable_segment(&mut self, segment: SegmentId, pages: u32) {
+        self.add(segment, pages, None, true);
+    }
+
+    fn add(&mut self, segment: SegmentId, pages: u32, default_home: Option<NodeId>, durable: bool) {
         let new = || Segment {
             pages,
             default_home,
+            durable,
             lost: NodeSet::default(),
             users: NodeSet::default(),
             extents: Vec::new(),
@@ -396,7 +449,15 @@ impl Release {
         tables.twins.retain(|page, _| page.segment != segment);
         tables.pending.retain(|page, _| page.segment != segment);
         tables.finding.retain(|extent, _| extent.segment != segment);
-        tables.unmerged.retain(|_, (_, of)| *of != segment);
+        tables.unmerged.retain(|_, diffs| diffs.segment != segment);
+        tables
+            .replicas
+            .retain(|extent, _| extent.segment != segment);
+        tables.orphans.retain(|extent, _| extent.segment != segment);
+        tables
+            .unbacked
+            .retain(|extent, _| extent.segment != segment);
+        tables.early.retain(|extent, _| extent.segment != segment);
         tables.moving.retain(|page, _| page.segment != segment);
         tables.merging.retain(|_, diffs| diffs.segment != segment);
         tables.wrote.remove(&segment);
@@ -415,6 +476,7 @@ impl Release {
         match self.line(page).state {
             State::Dirty => Some(Access::Write),
             State::Clean => Some(Access::Read),
+            State::Absent if self.is_durable(page.segment) => None,
             State::Absent => self.is_home(page).then_some(Access::Write),
         }
     }
@@ -445,9 +507,12 @@ impl Release {
             unmerged,
             wrote,
             releases,
+            orphans,
+            unbacked,
             ..
         } = &self.tables;
-        twins.is_empty() && unmerged.is_empty() && wrote.is_empty() && releases.is_empty()
+        let is_sent = orphans.is_empty() && unbacked.is_empty() && unmerged.is_empty();
+        is_sent && twins.is_empty() && wrote.is_empty() && releases.is_empty()
     }
 
     /// How many pages have a twin.
@@ -479,6 +544,7 @@ impl Release {
             passed: BTreeMap::new(),
             copies: BTreeMap::new(),
             recalled: BTreeMap::new(),
+            replicated: BTreeMap::new(),
         };
         match input {
             Input::Fault { page, access } => self.fault(cx, page, access),
@@ -489,6 +555,11 @@ impl Release {
                 data,
             } => self.receive(cx, from, message, &data),
             Input::HomeIs { extent, home } => self.home_is(cx, extent, home),
+            Input::BackupIs {
+                extent,
+                backup,
+                blank,
+            } => self.backup_is(cx, extent, backup, blank),
             Input::Release => self.release(cx),
             Input::Changed { segment, pages } => self.changed(cx, segment, &pages),
             Input::Evict { page } => self.evict(cx, page),

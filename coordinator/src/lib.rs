@@ -45,7 +45,9 @@ pub mod server;
 mod shm;
 pub mod store;
 
-use migshm_protocol::call::{Answer, Attachment, Call, Caller, Consistency, Errno, Outcome};
+use migshm_protocol::call::{
+    Answer, Attachment, Call, Caller, Consistency, Errno, Outcome, SetMemory,
+};
 use migshm_protocol::control::{FromCoordinator, Placement, ToCoordinator};
 use migshm_protocol::{Extent, NodeId};
 use serde::{Deserialize, Serialize};
@@ -172,6 +174,7 @@ impl Core {
     ) -> Result<(NodeId, u64), JoinError> {
         let joined = self.members.join(name, address, memory)?;
         self.introduce(joined.0, out);
+        self.segments.guard(&mut self.members, out);
         Ok(joined)
     }
 
@@ -181,8 +184,13 @@ impl Core {
         if !self.members.leave(node) {
             return;
         }
+        // Before anybody learns of what it held: who has copies of its pages must not go on with them.
+        let view = self.members.view();
+        let left = self.members.nodes();
+        out.extend(left.map(|to| Output::new(to, FromCoordinator::Left { node, view })));
         let start = out.len();
         self.notices.forget(node);
+        self.segments.distrust(node, &mut self.notices);
         let abandoned = self.sets.abandon(node);
         let processes = self.processes.of_node(node);
         for &process in &processes {
@@ -203,9 +211,6 @@ impl Core {
             self.catch_up(now, set, out);
         }
         self.notices.precede_answers(out, start);
-        let view = self.members.view();
-        let left = self.members.nodes();
-        out.extend(left.map(|to| Output::new(to, FromCoordinator::Left { node, view })));
         self.asking.retain(|(asker, _)| *asker != node);
         self.complaints.forget(node);
         self.name_homes(now, out);
@@ -432,6 +437,8 @@ impl Core {
             } => consistency.unwrap_or_else(|| by_key(key)),
             _ => Consistency::default(),
         };
+        // What is done to a set that is delegated dies with the node.
+        let stays = self.segments.are_durable_at(request.call.node);
         let (
             Objects {
                 segments,
@@ -468,7 +475,13 @@ impl Core {
                 Some(sets.get(request, key, count, flags, &cx).map(Answer::Value))
             }
             Call::SemOp { id, memory } => sets
-                .operate(request, id, memory, raw, &mut cx)
+                .operate(
+                    request,
+                    id,
+                    if stays { SetMemory::Unusable } else { memory },
+                    raw,
+                    &mut cx,
+                )
                 .map(|done| done.map(|()| Answer::Value(0))),
             Call::SemCtl { id, command } => {
                 Some(with_raw(sets.control(request, id, command, raw, &mut cx)))

@@ -176,6 +176,14 @@ impl Members {
         (room(slot)? >= bytes).then(|| node_id(slot))
     }
 
+    /// The member but this one that has the most room, if that is enough for `bytes`.
+    pub(crate) fn roomiest_but(&self, but: NodeId, bytes: u64) -> Option<NodeId> {
+        let others = self.nodes().filter(|&node| node != but);
+        let room = |node: &NodeId| self.membership(*node).map(Membership::room);
+        let roomiest = others.max_by_key(|node| (room(node), std::cmp::Reverse(*node)))?;
+        (room(&roomiest)? >= bytes).then_some(roomiest)
+    }
+
     pub(crate) fn reserve(&mut self, node: NodeId, bytes: u64) {
         if let Some(m) = self.membership_mut(node) {
             m.reserved = m.reserved.saturating_add(bytes);

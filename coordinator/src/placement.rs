@@ -13,6 +13,10 @@
 //! track its accesses; foreign attaches wait for its word. From then on the former user is the
 //! home of every extent that has no other.
 //!
+//! The extents of a durable segment have homes of their own from the beginning, each with a *backup*: another node,
+//! which has all that was released. It takes the home's place when that dies; and whichever dies, there is another
+//! backup as soon as a member has room for it.
+//!
 //! Memory is promised, not measured: a Solo segment reserves its size on its node, an extent
 //! with a home of its own reserves its bytes there, and a home that moves takes its reservation
 //! along. `reserved` says what to give back when the segment goes.
@@ -56,6 +60,8 @@ pub(crate) struct Pages {
     homes: BTreeMap<u32, Option<NodeId>>,
     /// Whether the home of all other extents has died.
     default_died: bool,
+    /// Of a durable segment: the backups of extents that have a home; `None` if no member has room.
+    backups: Option<BTreeMap<u32, Backup>>,
     reserved: BTreeMap<NodeId, u64>,
     /// The nodes that may keep something of the segment.
     known_to: NodeSet,
@@ -74,14 +80,32 @@ enum Usage {
     },
 }
 
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+struct Backup {
+    node: Option<NodeId>,
+    /// Whether releases have gone on before there was this one.
+    is_later: bool,
+}
+
+/// What a home is to be told.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Guarded {
+    pub(crate) home: NodeId,
+    pub(crate) extent: u32,
+    pub(crate) backup: Option<NodeId>,
+    /// Nothing was released before the home had, or was, the extent's first backup.
+    pub(crate) blank: bool,
+}
+
 impl Pages {
     /// `size` in bytes, at most 2^63.
-    pub(crate) fn new(size: u64) -> Pages {
+    pub(crate) fn new(size: u64, durable: bool) -> Pages {
         Pages {
             bytes: size.next_multiple_of(PAGE_SIZE as u64),
             usage: Usage::Unused,
             homes: BTreeMap::default(),
             default_died: false,
+            backups: durable.then(BTreeMap::new),
             reserved: BTreeMap::new(),
             known_to: NodeSet::default(),
         }
@@ -90,6 +114,10 @@ impl Pages {
     /// A node wants to attach.
     pub(crate) fn admit(&mut self, node: NodeId, members: &mut Members) -> Admission {
         let placement = match self.usage {
+            Usage::Unused if self.backups.is_some() => {
+                self.usage = Usage::Shared { default_home: None };
+                Placement::Shared { default_home: None }
+            }
             Usage::Unused if members.has_room(node, self.bytes) => {
                 self.reserve(node, self.bytes, members);
                 self.usage = Usage::Solo(node);
@@ -147,6 +175,67 @@ impl Pages {
         }
     }
 
+    /// A node is gone: backups take the place of homes, and get backups; returns what homes are to be
+    /// told.
+    pub(crate) fn lose_durable(&mut self, node: NodeId, members: &mut Members) -> Vec<Guarded> {
+        let Some(backups) = &mut self.backups else {
+            return Vec::new();
+        };
+        let mut changed = Vec::new();
+        for (&extent, backup) in backups {
+            let is_home = self.homes.get(&extent) == Some(&Some(node));
+            if is_home {
+                self.homes.insert(extent, backup.node);
+            }
+            if is_home || backup.node == Some(node) {
+                changed.push((extent, !backup.is_later));
+                *backup = Backup {
+                    node: None,
+                    is_later: true,
+                };
+            }
+        }
+        self.reserved.remove(&node);
+        let guarded = changed.into_iter();
+        guarded
+            .filter_map(|(extent, blank)| self.guard(extent, blank, members))
+            .collect()
+    }
+
+    /// Homes that have no backup get one, if a member has room for it; returns what they are to be
+    /// told.
+    pub(crate) fn guard_all(&mut self, members: &mut Members) -> Vec<Guarded> {
+        let backups = self.backups.iter().flatten();
+        let without = backups.filter(|(_, backup)| backup.node.is_none());
+        let without: Vec<u32> = without.map(|(&extent, _)| extent).collect();
+        let guarded = without.into_iter();
+        guarded
+            .filter_map(|extent| self.guard(extent, false, members))
+            .filter(|guarded| guarded.backup.is_some())
+            .collect()
+    }
+
+    /// The home of an extent gets a backup, if a member has room for it; returns what it is to be told.
+    /// `blank`: the home has never been without one, or has been the first backup.
+    fn guard(&mut self, extent: u32, blank: bool, members: &mut Members) -> Option<Guarded> {
+        let home = self.home(extent)?;
+        let bytes = self.extent_bytes(extent)?;
+        let backup = self.backups.as_mut()?.entry(extent).or_default();
+        backup.node = members.roomiest_but(home, bytes);
+        backup.is_later |= backup.node.is_none();
+        let node = backup.node;
+        if let Some(node) = node {
+            self.known_to.insert(node);
+            self.reserve(node, bytes, members);
+        }
+        Some(Guarded {
+            home,
+            extent,
+            backup: node,
+            blank,
+        })
+    }
+
     /// A node is gone, with what it held; returns the attaches that waited for it.
     pub(crate) fn lose(&mut self, node: NodeId) -> Vec<WaitingAttach> {
         for home in self.homes.values_mut() {
@@ -194,6 +283,26 @@ impl Pages {
         };
         self.settle(extent, home, bytes, members);
         Some((home, orphaned))
+    }
+
+    /// The same, of a durable segment: an extent that has died has no successor. Also what its home is
+    /// to be told first.
+    pub(crate) fn find_durable(
+        &mut self,
+        extent: u32,
+        asker: NodeId,
+        members: &mut Members,
+    ) -> (Option<NodeId>, Option<Guarded>) {
+        let is_new = !self.homes.contains_key(&extent);
+        if self.is_orphan(extent) {
+            return (None, None);
+        }
+        let home = self.find_home(extent, asker, members).map(|(home, _)| home);
+        let guarded = match home {
+            Some(_) if is_new => self.guard(extent, true, members),
+            _ => None,
+        };
+        (home, guarded)
     }
 
     /// Whether the home of an extent has died, and has no successor.

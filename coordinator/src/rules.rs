@@ -22,15 +22,28 @@ use serde::{Deserialize, Serialize};
 pub struct Rules {
     /// First and last key of each range, as unsigned numbers.
     release: Vec<(u32, u32)>,
+    /// The same, of segments that are durable too.
+    durable: Vec<(u32, u32)>,
 }
 
 impl Rules {
+    /// These rules, and segments with the keys of the other ones are durable.
+    #[must_use]
+    pub fn with_durable(self, keys: Rules) -> Rules {
+        Rules {
+            durable: keys.release,
+            ..self
+        }
+    }
+
     /// What a segment with this key has.
     #[must_use]
     pub fn consistency(&self, key: i32) -> Consistency {
         let key = key.cast_unsigned();
         let holds = |&(first, last): &(u32, u32)| first <= key && key <= last;
-        if self.release.iter().any(holds) {
+        if self.durable.iter().any(holds) {
+            Consistency::Durable
+        } else if self.release.iter().any(holds) {
             Consistency::Release
         } else {
             Consistency::Sequential
@@ -47,7 +60,8 @@ impl FromStr for Rules {
             .map(str::trim)
             .filter(|part| !part.is_empty());
         let release = ranges.map(parse_range).collect::<Result<_, _>>()?;
-        Ok(Rules { release })
+        let durable = Vec::new();
+        Ok(Rules { release, durable })
     }
 }
 
@@ -78,6 +92,10 @@ mod tests {
         assert_eq!(rules.consistency(-1), Consistency::Release);
         assert_eq!(rules.consistency(3), Consistency::Release);
         assert_eq!(rules.consistency(4), Consistency::Sequential);
+        let durable = "4".parse().expect("rules");
+        let rules = rules.with_durable(durable);
+        assert_eq!(rules.consistency(4), Consistency::Durable);
+        assert_eq!(rules.consistency(3), Consistency::Release);
         assert_eq!("".parse(), Ok(Rules::default()));
         for bad in ["x", "5-4", "1-", "-1", "0x1g", "1 2", "5000000000"] {
             assert!(bad.parse::<Rules>().is_err(), "{bad}");

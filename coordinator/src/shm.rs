@@ -14,11 +14,12 @@ use migshm_protocol::limits::{SHMALL, SHMMAX, SHMMNI};
 use migshm_protocol::release::{MAX_RUNS, Runs};
 use migshm_protocol::{Extent, NodeId, SegmentId};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Contents, Entry, Table};
+use crate::members::Members;
 use crate::notices::Notices;
-use crate::placement::{Admission, Pages, WaitingAttach};
+use crate::placement::{Admission, Guarded, Pages, WaitingAttach};
 use crate::processes::{Awaited, CallKey, Wake};
 use crate::quotas::Amount;
 use crate::{Context, Output, Request, perm};
@@ -60,6 +61,8 @@ pub(crate) struct Segments {
     created: u64,
     /// Pages that each real user has locked.
     locked: BTreeMap<u32, u64>,
+    /// The ids of durable segments.
+    durable: BTreeSet<i32>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -95,6 +98,7 @@ impl Segments {
             pages: 0,
             created: 0,
             locked: BTreeMap::new(),
+            durable: BTreeSet::new(),
         }
     }
 
@@ -150,8 +154,11 @@ impl Segments {
                 before_attach: (0, 0),
                 locked_by: None,
                 attaches: BTreeMap::new(),
-                pages: Pages::new(size),
+                pages: Pages::new(size, consistency == Consistency::Durable),
             })?;
+        if consistency == Consistency::Durable {
+            self.durable.insert(id);
+        }
         self.created += 1;
         self.pages += pages(size);
         Ok(id)
@@ -290,11 +297,51 @@ impl Segments {
             else {
                 continue;
             };
+            let guarded = segment.pages.lose_durable(node, cx.members);
+            segment.tell_homes(guarded, cx.out);
             let waiting = segment.pages.lose(node);
             segment.admit_all(waiting, cx);
             if segment.attaches.remove(&node).is_some() {
                 segment.dtime = cx.now;
                 self.destroy_if_due(id, cx);
+            }
+        }
+    }
+
+    /// There is a member more: durable extents that have no backup may get one.
+    pub(crate) fn guard(&mut self, members: &mut Members, out: &mut Vec<Output>) {
+        for &id in &self.durable {
+            if let Ok(Entry {
+                object: segment, ..
+            }) = self.table.get_mut(id)
+            {
+                let guarded = segment.pages.guard_all(members);
+                segment.tell_homes(guarded, out);
+            }
+        }
+    }
+
+    /// Whether processes of a node have attached a durable segment.
+    pub(crate) fn are_durable_at(&self, node: NodeId) -> bool {
+        let mut durable = self.durable.iter();
+        durable.any(|&id| {
+            let entry = self.table.get(id);
+            entry.is_ok_and(|entry| entry.object.attaches.contains_key(&node))
+        })
+    }
+
+    /// What a node that is gone had written to durable segments, and not released, may be at their
+    /// homes: whoever learns of its end looks there.
+    pub(crate) fn distrust(&mut self, node: NodeId, notices: &mut Notices) {
+        for &id in &self.durable {
+            let Ok(Entry { object: found, .. }) = self.table.get(id) else {
+                continue;
+            };
+            if found.pages.is_known_to(node) {
+                let count = u32::try_from(pages(found.size)).unwrap_or(u32::MAX);
+                for other in found.pages.others(node) {
+                    notices.add(other, found.segment, 0, count);
+                }
             }
         }
     }
@@ -326,7 +373,7 @@ impl Segments {
         };
         let in_range =
             |&(first, count): &(u32, u32)| u64::from(first) + u64::from(count) <= pages(found.size);
-        if found.consistency != Consistency::Release
+        if !found.consistency.is_release()
             || runs.len() > MAX_RUNS
             || !found.pages.is_known_to(node)
             || !runs.iter().all(in_range)
@@ -349,6 +396,11 @@ impl Segments {
         cx: &mut Context<'_>,
     ) -> Option<(NodeId, bool)> {
         let (_, segment) = self.find(extent.segment)?;
+        if segment.consistency == Consistency::Durable {
+            let (home, guarded) = segment.pages.find_durable(extent.index, asker, cx.members);
+            segment.tell_homes(guarded, cx.out);
+            return home.map(|home| (home, false));
+        }
         let is_lost = segment.pages.is_orphan(extent.index);
         if is_lost && segment.consistency == Consistency::Release {
             return None;
@@ -362,7 +414,7 @@ impl Segments {
         extent: Extent,
         from: NodeId,
         to: NodeId,
-        members: &crate::members::Members,
+        members: &Members,
     ) -> bool {
         self.find(extent.segment)
             .is_some_and(|(_, segment)| segment.pages.may_move(extent.index, from, to, members))
@@ -544,6 +596,7 @@ impl Segments {
             return;
         }
         self.unlock(id);
+        self.durable.remove(&id);
         let Some(Entry {
             object:
                 Segment {
@@ -599,6 +652,28 @@ impl Segment {
             may_write,
             attach: 0,
             tracked: false,
+        }
+    }
+
+    /// Tells the homes of durable extents of their backups.
+    fn tell_homes(&self, guarded: impl IntoIterator<Item = Guarded>, out: &mut Vec<Output>) {
+        for Guarded {
+            home,
+            extent,
+            backup,
+            blank,
+        } in guarded
+        {
+            let extent = Extent {
+                segment: self.segment,
+                index: extent,
+            };
+            let message = FromCoordinator::BackupIs {
+                extent,
+                backup,
+                blank,
+            };
+            out.push(Output::new(home, message));
         }
     }
 

@@ -6,7 +6,7 @@ use migshm_coordinator::Settings;
 use migshm_protocol::call::{Answer, Call, Consistency, SemCommand, StatBy};
 use migshm_protocol::control::{FromCoordinator, ToCoordinator};
 use migshm_protocol::release::{MAX_RUNS, Runs};
-use migshm_protocol::{NodeId, SegmentId};
+use migshm_protocol::{Extent, NodeId, SegmentId};
 use support::*;
 
 /// Three nodes, a process on each, all attached to a segment of 600 pages; the first is its home.
@@ -221,4 +221,81 @@ fn rules_decide_where_the_maker_does_not_say() {
             .expect("its status");
         assert_eq!(status.consistency, expected, "key {key}");
     }
+}
+
+/// What a node was told of backups: extent, backup, and whether nothing was released before.
+fn backups(world: &mut World, node: NodeId) -> Vec<(u32, Option<NodeId>, bool)> {
+    let told = world.cluster.told(node).into_iter();
+    told.filter_map(|message| match message {
+        FromCoordinator::BackupIs {
+            extent,
+            backup,
+            blank,
+        } => Some((extent.index, backup, blank)),
+        _ => None,
+    })
+    .collect()
+}
+
+#[test]
+fn durable_extents_have_a_backup_that_takes_the_place_of_their_home() {
+    let mut world = world(Consistency::Durable);
+    let [first, second, third] = world.processes.each_ref().map(|process| process.node);
+    let extent = Extent {
+        segment: world.segment,
+        index: 0,
+    };
+    world.cluster.mail.clear();
+    world
+        .cluster
+        .send(first, ToCoordinator::FindHome { extent });
+    assert_eq!(backups(&mut world, first), [(0, Some(second), true)]);
+    // The first backup dies: another one has to get all that there is.
+    world.cluster.leave(second);
+    assert_eq!(backups(&mut world, first), [(0, Some(third), true)]);
+    // The home dies, and there is nobody else.
+    world.cluster.leave(first);
+    assert_eq!(backups(&mut world, third), [(0, None, false)]);
+    let late = world.cluster.join("late", 8 * MIB);
+    assert_eq!(backups(&mut world, third), [(0, Some(late), false)]);
+    world.cluster.leave(third);
+    assert_eq!(backups(&mut world, late), [(0, None, false)]);
+}
+
+#[test]
+fn what_nobody_has_a_second_copy_of_dies_with_its_home() {
+    let mut world = world(Consistency::Durable);
+    let [first, second, third] = world.processes.each_ref().map(|process| process.node);
+    for node in [second, third] {
+        world.cluster.leave(node);
+    }
+    world
+        .cluster
+        .send(first, ToCoordinator::Flushed { view: 5 });
+    let extent = Extent {
+        segment: world.segment,
+        index: 1,
+    };
+    world.cluster.mail.clear();
+    world
+        .cluster
+        .send(first, ToCoordinator::FindHome { extent });
+    assert_eq!(backups(&mut world, first), [(1, None, true)]);
+    world.cluster.leave(first);
+    let late = world.cluster.join("late", 8 * MIB);
+    let process = root(late, 50);
+    let id = world
+        .cluster
+        .shmget(&process, 7, 1, 0)
+        .expect("it is there");
+    world
+        .cluster
+        .shmat(&process, id, 0)
+        .expect("it can be attached");
+    world.cluster.mail.clear();
+    world.cluster.send(late, ToCoordinator::FindHome { extent });
+    let told = world.cluster.told(late);
+    let lost =
+        |message: &FromCoordinator| matches!(message, FromCoordinator::HomeIs { home: None, .. });
+    assert!(told.iter().any(lost), "{told:?}");
 }

@@ -16,6 +16,7 @@ libfuzzer_sys::fuzz_target!(|text: &str| {
         "memory",
         "pki",
         "release_keys",
+        "durable_keys",
     ];
     let with_options = |name| Command::new(name).args(options.map(|id| Arg::new(id).long(id)));
     let names = ["coordinator", "node", "status", "ipcs", "ipcrm"];

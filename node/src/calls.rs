@@ -6,7 +6,8 @@ use std::rc::Rc;
 
 use migshm_coherence::Lock;
 use migshm_protocol::call::{
-    Answer, Attachment, Call, Caller, Errno, Outcome, SemBuf, SemCommand, SetMemory, ShmCommand,
+    Answer, Attachment, Call, Caller, Consistency, Errno, Outcome, SemBuf, SemCommand, SetMemory,
+    ShmCommand,
 };
 use migshm_protocol::control::{FromCoordinator, Placement, ToCoordinator};
 use migshm_protocol::ids::PAGE_SIZE;
@@ -824,6 +825,12 @@ impl Node {
             Ok(_) => Err(Errno::EIO),
             Err(errno) => Err(errno),
         };
+        if granted.is_ok_and(|attachment| attachment.consistency == Consistency::Durable) {
+            // From now on none is delegated: what a process does counts at once.
+            for set in self.sets.delegated() {
+                self.return_set(set);
+            }
+        }
         let (pid, uid) = caller.as_ref().map_or((0, 0), |c| (c.pid, c.uid));
         let leave = granted.and_then(|attachment| {
             let leave = match theirs {

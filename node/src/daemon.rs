@@ -24,7 +24,9 @@ use migshm_coherence::{
     AccessLog, Action, Carry, Config as CoherenceConfig, Engine, HomePolicy, Prefetcher, Time,
 };
 use migshm_coordinator::{Core, Output};
-use migshm_protocol::call::{Attachment, Call, Caller, Errno, Memlock, Outcome, SetMemory};
+use migshm_protocol::call::{
+    Attachment, Call, Caller, Consistency, Errno, Memlock, Outcome, SetMemory,
+};
 use migshm_protocol::control::{FromCoordinator, Member, Placement, ToCoordinator};
 use migshm_protocol::ids::PAGE_SIZE;
 use migshm_protocol::local::Pieces;
@@ -79,7 +81,7 @@ pub struct Node {
     /// The engine of segments with release consistency.
     pub(crate) release: Release,
     /// Those segments.
-    pub(crate) with_release: FxHashSet<SegmentId>,
+    pub(crate) with_release: FxHashMap<SegmentId, Consistency>,
     /// What the coordinator is told when releases are done.
     pub(crate) outbox: Outbox,
     pub(crate) coordinator: Coordinator,
@@ -115,6 +117,8 @@ pub struct Node {
     pub(crate) behind: FxHashMap<NodeId, Vec<(PeerMessage, Bytes)>>,
     /// Extents that this node is to adopt, whose segments' memory is not here.
     pub(crate) orphans: Vec<Extent>,
+    /// The same, of durable segments: with the backup, and whether that is the first.
+    pub(crate) guarded: Vec<(Extent, Option<NodeId>, bool)>,
     /// Segments that are tracked as soon as attaches under way are mapped.
     pub(crate) arming: FxHashSet<SegmentId>,
     /// Granted attaches by processes that may only read, of segments that have to be tracked first:
@@ -290,7 +294,7 @@ impl Node {
                 actions: Vec::new(),
                 log: AccessLog::new(id),
                 release: Release::new(id, PAGE_SIZE),
-                with_release: FxHashSet::default(),
+                with_release: FxHashMap::default(),
                 outbox: Outbox::default(),
                 coordinator,
                 inbox: VecDeque::new(),
@@ -313,6 +317,7 @@ impl Node {
                 unknown: FxHashMap::default(),
                 behind: FxHashMap::default(),
                 orphans: Vec::new(),
+                guarded: Vec::new(),
                 arming: FxHashSet::default(),
                 held: FxHashMap::default(),
                 turns: Turns::default(),
@@ -340,6 +345,7 @@ impl Node {
     pub(crate) fn say(&mut self, message: ToCoordinator, raw: &[u8]) {
         match &mut self.coordinator {
             Coordinator::Embedded(core) => {
+                let message = on_one_machine(message);
                 core.handle(unix_time(), self.id, message, raw, &mut self.outputs);
                 self.collect_outputs();
             }
@@ -426,6 +432,11 @@ impl Node {
                 home,
                 orphaned,
             } => self.on_home(extent, home, orphaned),
+            FromCoordinator::BackupIs {
+                extent,
+                backup,
+                blank,
+            } => self.on_backup(extent, backup, blank),
             FromCoordinator::MoveHome { extent, to } => self.move_home(extent, to),
             FromCoordinator::SegmentIs {
                 segment,
@@ -495,6 +506,18 @@ impl Node {
         };
         !objects && self.connections.is_empty() && self.spaces.is_empty()
     }
+}
+
+/// A call as it is answered where there never is a second node.
+fn on_one_machine(mut message: ToCoordinator) -> ToCoordinator {
+    if let ToCoordinator::Call {
+        call: Call::ShmGet { consistency, .. },
+        ..
+    } = &mut message
+    {
+        consistency.take_if(|consistency| *consistency == Consistency::Durable);
+    }
+    message
 }
 
 /// Milliseconds since the machine started, suspended or not, on a clock that processes read too.

@@ -287,7 +287,7 @@ impl Node {
             self.prefetcher.next(room, pages)
         } {
             let access = ask.access;
-            if self.with_release.contains(&ask.segment) {
+            if self.with_release.contains_key(&ask.segment) {
                 let pages = ask.pages().collect();
                 self.drive_release(ReleaseInput::Prefetch { pages, access });
             } else {
@@ -322,6 +322,11 @@ impl Node {
                 let orphans: Vec<Extent> = self.orphans.extract_if(.., is_of_it).collect();
                 for extent in orphans {
                     self.on_home(extent, Some(self.id), true);
+                }
+                let is_of_it = |of: &mut (Extent, Option<NodeId>, bool)| of.0.segment == segment;
+                let guarded: Vec<_> = self.guarded.extract_if(.., is_of_it).collect();
+                for (extent, backup, blank) in guarded {
+                    self.on_backup(extent, backup, blank);
                 }
                 for (from, message, raw) in held {
                     self.deliver(from, message, raw);
@@ -388,7 +393,7 @@ impl Node {
         self.memory.wait(page, waiter);
         self.log_fault(waiter.space, page, access);
         // A write to what is here to be read needs nobody else.
-        if self.access(page).is_none() || !self.with_release.contains(&page.segment) {
+        if self.access(page).is_none() || !self.with_release.contains_key(&page.segment) {
             self.prefetcher.touch(Touch {
                 space: waiter.space.0,
                 page,
@@ -504,8 +509,8 @@ impl Node {
             return Ok(());
         }
         self.memory.add_segment(segment, size)?;
-        if consistency == Consistency::Release {
-            self.with_release.insert(segment);
+        if consistency.is_release() {
+            self.with_release.insert(segment, consistency);
         }
         match placement {
             Placement::Solo => Ok(()),
@@ -520,7 +525,7 @@ impl Node {
 
     /// Where an extent's home is; `orphaned`: here, instead of at a node that has died.
     pub(crate) fn on_home(&mut self, extent: Extent, home: Option<NodeId>, orphaned: bool) {
-        if self.with_release.contains(&extent.segment) {
+        if self.with_release.contains_key(&extent.segment) {
             return self.drive_release(ReleaseInput::HomeIs { extent, home });
         }
         if orphaned && !self.memory.is_tracked(extent.segment) {
@@ -541,6 +546,8 @@ impl Node {
         self.memory.remove_segment(segment);
         self.arming.remove(&segment);
         self.orphans.retain(|extent| extent.segment != segment);
+        self.guarded
+            .retain(|(extent, ..)| extent.segment != segment);
         self.turns.remove_segment(segment);
         self.policy.retain(|extent| extent.segment != segment);
         self.carry.retain(|page| page.segment != segment);

@@ -16,7 +16,7 @@ use migshm_protocol::control::ToCoordinator;
 use migshm_protocol::ids::PAGE_SIZE;
 use migshm_protocol::page::{Access, PeerMessage};
 use migshm_protocol::release::{ReleaseMessage, Runs};
-use migshm_protocol::{NodeId, Page, SegmentId};
+use migshm_protocol::{Extent, NodeId, Page, SegmentId};
 
 use crate::cached::Cached;
 use crate::daemon::{Counters, Node};
@@ -109,8 +109,37 @@ impl Node {
         }
     }
 
-    /// Tells at once what waits for a release, as there is no time left.
+    /// This node is the home of an extent of a durable segment.
+    pub(crate) fn on_backup(&mut self, extent: Extent, backup: Option<NodeId>, blank: bool) {
+        if !self.memory.is_tracked(extent.segment) {
+            let segment = extent.segment;
+            self.guarded.push((extent, backup, blank));
+            return self.tell(ToCoordinator::FindSegment { segment }, &[]);
+        }
+        if backup.is_none() {
+            tracing::warn!(
+                segment = extent.segment.0,
+                extent = extent.index,
+                "no other node has room for a second copy: until one does, what is released is here alone"
+            );
+        }
+        self.drive_release(Input::BackupIs {
+            extent,
+            backup,
+            blank,
+        });
+    }
+
+    /// Tells at once what waits for a release, as there is no time left; unless it would have count what
+    /// is to be at a second node first.
     pub(crate) fn empty_outbox(&mut self) {
+        if self
+            .with_release
+            .values()
+            .any(|of| *of == Consistency::Durable)
+        {
+            return self.outbox.0.clear();
+        }
         for held in std::mem::take(&mut self.outbox.0) {
             self.say(held.message, &held.raw);
         }
@@ -141,6 +170,11 @@ impl Node {
                 }
                 Action::FindHome { extent } => self.tell(ToCoordinator::FindHome { extent }, &[]),
                 Action::Released { wrote } => self.on_released(wrote),
+                Action::Lost { extent } => tracing::error!(
+                    segment = extent.segment.0,
+                    extent = extent.index,
+                    "its home died before its backup had it: SIGBUS for who touches it"
+                ),
                 Action::Fail { page } => {
                     tracing::error!(%page, "the page is lost, or no node has memory for it: SIGBUS");
                     self.memory.poison(page);
@@ -154,20 +188,19 @@ impl Node {
         let pages = self.memory.pages(segment).unwrap_or(0);
         match self.consistency(segment) {
             Consistency::Release => self.release.add_segment(segment, pages, default_home),
+            Consistency::Durable => self.release.add_durable_segment(segment, pages),
             Consistency::Sequential => self.engine.add_segment(segment, pages, default_home),
         }
     }
 
     fn consistency(&self, segment: SegmentId) -> Consistency {
-        match self.with_release.contains(&segment) {
-            true => Consistency::Release,
-            false => Consistency::Sequential,
-        }
+        let known = self.with_release.get(&segment);
+        known.copied().unwrap_or_default()
     }
 
     /// Forgets a segment that is gone.
     pub(crate) fn remove_from_release(&mut self, segment: SegmentId) {
-        if self.with_release.remove(&segment) {
+        if self.with_release.remove(&segment).is_some() {
             let mut actions = Vec::new();
             self.release.remove_segment(segment, &mut actions);
             self.execute_release(actions);
@@ -176,25 +209,25 @@ impl Node {
 
     /// What local processes may do with a page.
     pub(crate) fn access(&self, page: Page) -> Option<Access> {
-        match self.consistency(page.segment) {
-            Consistency::Release => self.release.access(page),
-            Consistency::Sequential => self.engine.access(page),
+        match self.consistency(page.segment).is_release() {
+            true => self.release.access(page),
+            false => self.engine.access(page),
         }
     }
 
     /// Whether this node alone must keep a page: it may not be forgotten for lack of memory.
     pub(crate) fn must_keep(&self, page: Page) -> bool {
-        match self.consistency(page.segment) {
-            Consistency::Release => self.release.is_home(page) && !self.release.is_borrowed(page),
-            Consistency::Sequential => self.engine.is_home(page.extent()),
+        match self.consistency(page.segment).is_release() {
+            true => self.release.is_home(page) && !self.release.is_borrowed(page),
+            false => self.engine.is_home(page.extent()),
         }
     }
 
     /// Whether a page is on its way here.
     pub(crate) fn is_pending(&self, page: Page) -> bool {
-        match self.consistency(page.segment) {
-            Consistency::Release => self.release.is_pending(page),
-            Consistency::Sequential => self.engine.is_pending(page),
+        match self.consistency(page.segment).is_release() {
+            true => self.release.is_pending(page),
+            false => self.engine.is_pending(page),
         }
     }
 
@@ -222,7 +255,7 @@ impl Node {
     /// Hands a fault, or the wish to evict a page, to the segment's engine, if it is that of
     /// segments with release consistency. False if not.
     pub(crate) fn is_for_release(&mut self, page: Page, input: Input) -> bool {
-        let is = self.consistency(page.segment) == Consistency::Release;
+        let is = self.consistency(page.segment).is_release();
         if is {
             self.drive_release(input);
         }

@@ -313,12 +313,13 @@ pub fn connect_peer(node: &Node, member: Member) {
             match endpoint.connect(member.address, &expected).await {
                 Ok(link) => hear_peer(node, link).await,
                 Err(error) => {
-                    tracing::warn!(peer = member.name, %error, "cannot reach a member");
                     let mut node = node.borrow_mut();
-                    // Another may have its slot by now.
-                    if node.members.contains(&member) {
-                        node.on_unreachable(member.node);
+                    // It may have come back meanwhile, elsewhere: that it can be reached another task tries.
+                    if !node.members.contains(&member) {
+                        return;
                     }
+                    tracing::warn!(peer = member.name, %error, "cannot reach a member");
+                    node.on_unreachable(member.node);
                 }
             }
             tokio::time::sleep(RECONNECT_PAUSE).await;

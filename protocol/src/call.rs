@@ -124,6 +124,9 @@ pub enum Consistency {
     /// What was written before a System V call that it has synchronised with: programs without
     /// data races are right, and do not wait for each other's writes to the same page.
     Release,
+    /// The same; and what was written before such a call is at two nodes when that takes effect, so
+    /// either may die.
+    Durable,
 }
 
 /// The name of no consistency.
@@ -137,7 +140,14 @@ impl Consistency {
         match self {
             Consistency::Sequential => "sequential",
             Consistency::Release => "release",
+            Consistency::Durable => "durable",
         }
+    }
+
+    /// Whether processes see of each other's writes what was written before a System V call.
+    #[must_use]
+    pub const fn is_release(self) -> bool {
+        matches!(self, Consistency::Release | Consistency::Durable)
     }
 
     /// The consistency with this name.
@@ -145,7 +155,11 @@ impl Consistency {
     /// # Errors
     /// [`UnknownConsistency`] if there is none.
     pub fn parse(name: &[u8]) -> Result<Consistency, UnknownConsistency> {
-        let all = [Consistency::Sequential, Consistency::Release];
+        let all = [
+            Consistency::Sequential,
+            Consistency::Release,
+            Consistency::Durable,
+        ];
         let found = all.into_iter().find(|c| c.name().as_bytes() == name);
         found.ok_or(UnknownConsistency)
     }

@@ -254,6 +254,17 @@ pub enum FromCoordinator {
         /// member holds of the extent is lost.
         orphaned: bool,
     },
+    /// The receiver is the home of an extent of a durable segment, and has a backup: as of now, or it
+    /// has another one.
+    BackupIs {
+        /// The extent.
+        extent: Extent,
+        /// Where what is written has to be before it is released; `None` if there is no other node
+        /// that has room for it.
+        backup: Option<NodeId>,
+        /// Nothing of the extent was released before the receiver was its home or its backup.
+        blank: bool,
+    },
     /// The home of an extent, which is at the receiver, may move.
     MoveHome {
         /// The extent.

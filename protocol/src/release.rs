@@ -9,7 +9,7 @@ mod runs;
 use serde::{Deserialize, Serialize};
 
 use crate::NodeSet;
-use crate::ids::{NodeId, Page, SegmentId};
+use crate::ids::{Extent, NodeId, Page, SegmentId};
 pub use runs::RunSet;
 
 /// Runs of neighbouring pages of a segment: index of the first, and how many.
@@ -101,6 +101,20 @@ pub enum ReleaseMessage {
         /// Who may have a copy that is not old, the sender among them.
         copies: NodeSet,
     },
+    /// Home → backup, of a durable segment: what has changed in the pages of an extent, as diffs one
+    /// after the other. Answered by [`ReleaseMessage::Merged`].
+    Replicate {
+        /// The extent.
+        extent: Extent,
+        /// Repeated in the answer.
+        number: u64,
+        /// What the receiver had of the extent does not count: all pages were zeros before this.
+        first: bool,
+        /// From here on the receiver has all that the sender has.
+        last: bool,
+        /// Each page, and the bytes of its diff.
+        pages: Vec<(u32, u32)>,
+    },
     /// Manager → node: these pages went with a node that has left.
     Lost {
         /// The segment.
@@ -127,6 +141,7 @@ impl ReleaseMessage {
     pub fn segment(&self) -> SegmentId {
         match self {
             ReleaseMessage::Returned { page, .. } => page.segment,
+            ReleaseMessage::Replicate { extent, .. } => extent.segment,
             ReleaseMessage::Fetch { segment, .. }
             | ReleaseMessage::Copies { segment, .. }
             | ReleaseMessage::Diffs { segment, .. }

@@ -27,15 +27,28 @@ pub fn get(key: i32, size: usize, flags: c_int) -> Result<isize, Errno> {
 
 /// What the environment says of the segments that this process makes.
 fn consistency() -> Result<Option<Consistency>, Errno> {
-    let Some(name) = sys::env(c"MIGSHM_CONSISTENCY") else {
-        return Ok(None);
+    let of = |text: &std::ffi::CStr| Consistency::parse(text.to_bytes()).ok();
+    let consistency = match sys::env(c"MIGSHM_CONSISTENCY").map(of) {
+        None => None,
+        Some(Some(consistency)) if consistency != Consistency::Durable => Some(consistency),
+        Some(_) => {
+            complain(format_args!(
+                "MIGSHM_CONSISTENCY must be sequential or release"
+            ));
+            return Err(Errno::EINVAL);
+        }
     };
-    Consistency::parse(name.to_bytes()).map(Some).map_err(|_| {
-        complain(format_args!(
-            "MIGSHM_CONSISTENCY must be sequential or release"
-        ));
-        Errno::EINVAL
-    })
+    let durability = sys::env(c"MIGSHM_DURABILITY").map(|name| name.to_bytes());
+    match (durability, consistency) {
+        (None | Some(b"none"), consistency) => Ok(consistency),
+        (Some(b"release"), None | Some(Consistency::Release)) => Ok(Some(Consistency::Durable)),
+        _ => {
+            complain(format_args!(
+                "MIGSHM_DURABILITY must be none, or release, which is not for sequential consistency"
+            ));
+            Err(Errno::EINVAL)
+        }
+    }
 }
 
 /// `shmat(2)`. The result is the address.

@@ -4,6 +4,7 @@ use migshm_protocol::ids::MAX_NODES;
 use migshm_protocol::release::{MAX_COPIES, MAX_WANTED, ReleaseMessage, Sent};
 use migshm_protocol::{NodeId, NodeSet, Page, SegmentId};
 
+use super::backup::{Part, replicate};
 use super::loans::Request;
 use super::tables::slot;
 use super::{Action, Context, Diff, Release, State};
@@ -83,6 +84,13 @@ impl Release {
                 zeros,
                 copies,
             } => self.on_returned(cx, from, page, (!zeros).then_some(data), copies),
+            ReleaseMessage::Replicate {
+                extent,
+                number,
+                first,
+                last,
+                pages,
+            } => self.on_replicate(cx, from, extent, number, [first, last], &pages, data),
             ReleaseMessage::Lost { segment, pages } => {
                 for page in self.known_pages(segment, &pages) {
                     self.fail(cx, page);
@@ -116,6 +124,29 @@ impl Release {
         }
     }
 
+    /// Takes diffs apart; those that are none are left out.
+    pub(super) fn parse_diffs(
+        &mut self,
+        segment: SegmentId,
+        pages: &[(u32, u32)],
+        mut data: &[u8],
+    ) -> Vec<(Page, Diff)> {
+        let mut parts = Vec::new();
+        for &(index, length) in pages {
+            let page = Page { segment, index };
+            let Some((bytes, rest)) = data.split_at_checked(length as usize) else {
+                self.protocol_error();
+                break;
+            };
+            data = rest;
+            match Diff::parse(bytes, self.tables.page_size) {
+                Some(diff) if self.knows(page) => parts.push((page, diff)),
+                _ => self.protocol_error(),
+            }
+        }
+        parts
+    }
+
     /// A node asks for a page: of the manager, or of the home to which the manager has passed it on.
     fn on_fetch(&mut self, cx: &mut Context<'_>, page: Page, fetch: Request) {
         let Request::Fetch { by, number, write } = fetch else {
@@ -123,6 +154,9 @@ impl Release {
         };
         if !self.knows(page) {
             return self.protocol_error();
+        }
+        if self.is_durable(page.segment) {
+            return self.on_durable_request(cx, page, fetch);
         }
         if self.line(page).borrowed && by != self.tables.me {
             return self.serve(cx, by, page, number);
@@ -203,20 +237,13 @@ impl Release {
         segment: SegmentId,
         number: u64,
         pages: &[(u32, u32)],
-        mut data: &[u8],
+        data: &[u8],
     ) {
-        let mut parts = Vec::new();
-        for &(index, length) in pages {
-            let page = Page { segment, index };
-            let Some((bytes, rest)) = data.split_at_checked(length as usize) else {
-                self.protocol_error();
-                break;
-            };
-            data = rest;
-            match Diff::parse(bytes, self.tables.page_size) {
-                Some(diff) if self.knows(page) && self.manages(page) => parts.push((page, diff)),
-                _ => self.protocol_error(),
-            }
+        let mut parts = self.parse_diffs(segment, pages, data);
+        if !self.is_durable(segment) {
+            let sent = parts.len();
+            parts.retain(|(page, _)| self.manages(*page));
+            self.counters.protocol_errors += (sent - parts.len()) as u64;
         }
         let merging = Merging {
             segment,
@@ -236,7 +263,11 @@ impl Release {
         self.confirm(cx, from, number);
         for (page, diff) in parts {
             let by = from;
-            self.on_request(cx, page, Request::Diff { by, number, diff });
+            let request = Request::Diff { by, number, diff };
+            match self.is_durable(segment) {
+                true => self.on_durable_request(cx, page, request),
+                false => self.on_request(cx, page, request),
+            }
         }
     }
 
@@ -249,12 +280,22 @@ impl Release {
         page: Page,
         diff: &Diff,
     ) {
+        self.make_home(cx, page);
         cx.frames.merge(page, diff);
         if let Some(twin) = self.tables.twins.get_mut(&page) {
             diff.apply(&mut twin.bytes);
         }
         self.counters.merges += 1;
         let shared = self.note_writer(page, from);
+        if self.is_durable(page.segment) {
+            let part = Part {
+                from,
+                number,
+                page,
+                shared,
+            };
+            return replicate(cx, page, diff.clone(), Some(part));
+        }
         let offered = self.offer(page, from);
         self.note_merged(cx, from, number, page, shared, offered);
     }

@@ -121,7 +121,7 @@ impl Release {
     }
 
     /// Grants a request for a page that has its home here.
-    fn grant(&mut self, cx: &mut Context<'_>, page: Page, request: Request) {
+    pub(super) fn grant(&mut self, cx: &mut Context<'_>, page: Page, request: Request) {
         match request {
             // Served already, by the home of then.
             Request::Fetch { by, .. } if by == self.tables.me => {}
@@ -135,7 +135,7 @@ impl Release {
     }
 
     /// Answers a request for a page that is lost.
-    fn deny(&mut self, cx: &mut Context<'_>, page: Page, request: Request) {
+    pub(super) fn deny(&mut self, cx: &mut Context<'_>, page: Page, request: Request) {
         match request {
             Request::Fetch { by, .. } => {
                 self.send_lost(cx, by, page.segment, vec![(page.index, 1)])
@@ -147,7 +147,8 @@ impl Release {
     }
 
     fn is_untouched(&self, cx: &Context<'_>, page: Page) -> bool {
-        self.line(page).state == State::Absent
+        !self.is_durable(page.segment)
+            && self.line(page).state == State::Absent
             && self.copies(page).is_empty()
             && self.record(page).writer.is_none()
             && !cx.frames.is_present(page)

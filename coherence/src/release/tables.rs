@@ -1,9 +1,13 @@
 //! The tables, and the messages that an input leads to.
 
+use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
+
 use migshm_protocol::ids::EXTENT_PAGES;
 use migshm_protocol::release::{MAX_DIFFS, MAX_WANTED, ReleaseMessage, Runs};
 use migshm_protocol::{Extent, NodeId, NodeSet, Page, SegmentId};
 
+use super::backup::{Kept, Unmerged};
 use super::copies::Copies;
 use super::loans::Record;
 use super::{Action, Context, Diff, ExtentState, Line, Release, State};
@@ -14,16 +18,12 @@ impl Release {
         for ((to, segment), diffs) in std::mem::take(&mut cx.diffs) {
             let mut rest = diffs.as_slice();
             while !rest.is_empty() {
-                let mut bytes = 0;
-                let fits = rest.iter().take_while(|(_, diff)| {
-                    bytes += diff.as_bytes().len();
-                    bytes <= MAX_DIFFS
-                });
-                let (now, later) = rest.split_at(fits.count().max(1));
+                let (now, later) = split_diffs(rest);
                 rest = later;
                 self.send_diffs(cx, to, segment, now);
             }
         }
+        self.replicate_all(cx);
         for ((to, segment, write), pages) in std::mem::take(&mut cx.wanted) {
             for pages in pages.chunks(MAX_WANTED) {
                 self.tables.last += 1;
@@ -64,26 +64,45 @@ impl Release {
         if lost.is_none_or(|segment| segment.lost.contains(to)) {
             return;
         }
-        let number = self.expect_merged(to, segment);
-        let length =
-            |diff: &Diff| u32::try_from(diff.as_bytes().len()).expect("less than a page twice");
-        let pages = diffs.iter().map(|(page, diff)| (*page, length(diff)));
+        let kept = match self.is_durable(segment) {
+            true => Kept::Diffs(diffs.to_vec()),
+            false => Kept::Nothing,
+        };
+        let number = self.expect(to, segment, kept);
+        let (pages, data) = encode(diffs);
         let message = ReleaseMessage::Diffs {
             segment,
             number,
-            pages: pages.collect(),
+            pages,
         };
-        let data = diffs.iter().flat_map(|(_, diff)| diff.as_bytes());
-        let data = data.copied().collect();
         cx.out.push(Action::Send { to, message, data });
     }
 
     /// The number of a message to a manager that releases wait for.
     pub(super) fn expect_merged(&mut self, manager: NodeId, segment: SegmentId) -> u64 {
+        self.expect(manager, segment, Kept::Nothing)
+    }
+
+    pub(super) fn expect(&mut self, to: NodeId, segment: SegmentId, kept: Kept) -> u64 {
         self.tables.last += 1;
         let number = self.tables.last;
-        self.tables.unmerged.insert(number, (manager, segment));
+        let diffs = Unmerged { to, segment, kept };
+        self.tables.unmerged.insert(number, diffs);
         number
+    }
+
+    /// Whether the pages of a segment are at a second node before what was written to them counts.
+    pub(super) fn is_durable(&self, segment: SegmentId) -> bool {
+        let segment = self.tables.segments.get(&segment);
+        segment.is_some_and(|segment| segment.durable)
+    }
+
+    /// Asks for the home of an extent, unless that has been asked already.
+    pub(super) fn find(&mut self, cx: &mut Context<'_>, extent: Extent) {
+        if let Entry::Vacant(entry) = self.tables.finding.entry(extent) {
+            entry.insert(BTreeSet::new());
+            cx.out.push(Action::FindHome { extent });
+        }
     }
 
     pub(super) fn protocol_error(&mut self) {
@@ -203,6 +222,8 @@ impl Release {
                 lines: vec![Line::default(); pages as usize].into(),
                 copies: Copies::default(),
                 records: Box::default(),
+                backup: None,
+                lost: false,
             })
         })
     }
@@ -224,6 +245,25 @@ impl Release {
 /// Index of a page in its extent.
 pub(super) fn slot(page: Page) -> usize {
     (page.index % EXTENT_PAGES) as usize
+}
+
+/// As many diffs as fit a message, at least one, and the others.
+pub(super) fn split_diffs(diffs: &[(u32, Diff)]) -> (&[(u32, Diff)], &[(u32, Diff)]) {
+    let mut bytes = 0;
+    let fits = diffs.iter().take_while(|(_, diff)| {
+        bytes += diff.as_bytes().len();
+        bytes <= MAX_DIFFS
+    });
+    diffs.split_at(fits.count().max(1).min(diffs.len()))
+}
+
+/// Diffs as they travel: the page and length of each, and their bytes.
+pub(super) fn encode(diffs: &[(u32, Diff)]) -> (Vec<(u32, u32)>, Vec<u8>) {
+    let length =
+        |diff: &Diff| u32::try_from(diff.as_bytes().len()).expect("less than a page twice");
+    let pages = diffs.iter().map(|(page, diff)| (*page, length(diff)));
+    let data = diffs.iter().flat_map(|(_, diff)| diff.as_bytes());
+    (pages.collect(), data.copied().collect())
 }
 
 pub(super) fn first_page(extent: Extent) -> Page {

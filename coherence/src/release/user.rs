@@ -5,6 +5,7 @@ use migshm_protocol::page::Access;
 use migshm_protocol::release::{Runs, Sent};
 use migshm_protocol::{Extent, NodeId, Page, SegmentId};
 
+use super::backup::{Kept, Unmerged, replicate};
 use super::tables::first_page;
 use super::{Action, Context, Diff, Line, PATIENCE, Pending, Release, State, Twin};
 
@@ -26,7 +27,8 @@ impl Release {
 
     /// Lets a page that is Clean, and stays where it is, be written.
     pub(super) fn permit(&mut self, cx: &mut Context<'_>, page: Page) {
-        if self.is_home(page) && self.is_alone(page) {
+        let durable = self.is_durable(page.segment);
+        if self.is_home(page) && self.is_alone(page) && !durable {
             self.line_mut(page).state = State::Absent;
         } else {
             cx.frames.read(page, &mut self.buffer);
@@ -37,7 +39,9 @@ impl Release {
 
     pub(super) fn prefetch(&mut self, cx: &mut Context<'_>, pages: &[Page], access: Access) {
         for &page in pages {
-            if self.knows(page) && self.access(page).is_none() && !self.is_pending(page) {
+            let is_here = self.is_durable(page.segment) && self.manages(page);
+            let is_wanted = self.access(page).is_none() && !is_here;
+            if self.knows(page) && is_wanted && !self.is_pending(page) {
                 self.counters.prefetches += 1;
                 self.want(cx, page, access == Access::Write, true);
             }
@@ -81,15 +85,15 @@ impl Release {
             return;
         };
         match self.manager_of(page.extent()) {
+            Some(manager) if manager == self.tables.me && self.is_durable(page.segment) => {
+                self.touch_home(cx, page, pending);
+            }
             Some(manager) if manager == self.tables.me => self.ask_borrower(cx, page, pending),
             Some(manager) => self.fetch(cx, page, manager, pending.write),
             None => {
-                let waiting = self.tables.finding.entry(page.extent()).or_default();
-                waiting.insert(page.index);
-                if waiting.len() == 1 {
-                    let extent = page.extent();
-                    cx.out.push(Action::FindHome { extent });
-                }
+                self.find(cx, page.extent());
+                let waiting = self.tables.finding.get_mut(&page.extent());
+                waiting.expect("just asked for").insert(page.index);
             }
         }
     }
@@ -118,6 +122,7 @@ impl Release {
             let known = &mut self.extent_mut(extent).manager;
             *known = known.or(home);
         }
+        self.adopt(cx, extent, home);
         for index in waiting {
             let page = Page {
                 segment: extent.segment,
@@ -208,7 +213,7 @@ impl Release {
     }
 
     /// Drops a page that has its home elsewhere, and sends home what was written to it.
-    fn lose(&mut self, cx: &mut Context<'_>, page: Page) {
+    pub(super) fn lose(&mut self, cx: &mut Context<'_>, page: Page) {
         if self.line(page).state == State::Dirty {
             cx.frames.protect(page);
             self.note_change(cx, page);
@@ -246,9 +251,10 @@ impl Release {
             };
             twin.alone = if alone { twin.alone + 1 } else { 0 };
             twin.idle = if changed { 0 } else { twin.idle + 1 };
-            if twin.alone >= PATIENCE {
+            let (is_alone, is_idle) = (twin.alone >= PATIENCE, twin.idle >= PATIENCE);
+            if is_alone && !self.is_durable(page.segment) {
                 self.forget_twin(page);
-            } else if twin.idle >= PATIENCE {
+            } else if is_idle {
                 self.end_writing(cx, page);
             }
         }
@@ -280,24 +286,37 @@ impl Release {
         if *twin.bytes == *self.buffer {
             return false;
         }
-        if self.is_home(page) {
-            if self.note_writer(page, self.tables.me) {
-                let wrote = self.tables.wrote.entry(page.segment).or_default();
-                wrote.insert(page.index, 1);
-            }
-        } else if let Some(twin) = self.tables.twins.get(&page)
+        let (is_home, durable) = (self.is_home(page), self.is_durable(page.segment));
+        if is_home {
+            self.note_own_change(page);
+        }
+        if (!is_home || durable)
+            && let Some(twin) = self.tables.twins.get(&page)
             && let Some(diff) = Diff::between(&twin.bytes, &self.buffer)
-            && let Some(manager) = self.manager_of(page.extent())
         {
-            self.counters.diffs += 1;
-            self.counters.diff_bytes += diff.as_bytes().len() as u64;
-            let diffs = cx.diffs.entry((manager, page.segment)).or_default();
-            diffs.push((page.index, diff));
+            match self.manager_of(page.extent()) {
+                Some(_) if is_home => replicate(cx, page, diff, None),
+                Some(manager) => {
+                    self.counters.diffs += 1;
+                    self.counters.diff_bytes += diff.as_bytes().len() as u64;
+                    let diffs = cx.diffs.entry((manager, page.segment)).or_default();
+                    diffs.push((page.index, diff));
+                }
+                None => self.keep_orphan(cx, page, diff),
+            }
         }
         if let Some(twin) = self.tables.twins.get_mut(&page) {
             twin.bytes.copy_from_slice(&self.buffer);
         }
         true
+    }
+
+    /// At the home: what its own processes wrote others may have to be told of.
+    pub(super) fn note_own_change(&mut self, page: Page) {
+        if self.note_writer(page, self.tables.me) {
+            let wrote = self.tables.wrote.entry(page.segment).or_default();
+            wrote.insert(page.index, 1);
+        }
     }
 
     /// A manager has merged diffs, and offers some of the pages.
@@ -309,10 +328,17 @@ impl Release {
         number: u64,
         [shared, offered]: [&[u32]; 2],
     ) {
-        if self.tables.unmerged.get(&number) != Some(&(from, segment)) {
+        let is_awaited = |diffs: &Unmerged| diffs.to == from && diffs.segment == segment;
+        if !self.tables.unmerged.get(&number).is_some_and(is_awaited) {
             return self.protocol_error();
         }
-        self.tables.unmerged.remove(&number);
+        if let Some(Unmerged {
+            kept: Kept::Parts(_, parts),
+            ..
+        }) = self.tables.unmerged.remove(&number)
+        {
+            self.note_replicated(cx, parts);
+        }
         let in_range = |page: &&u32| self.tables.segments[&segment].pages > **page;
         let shared: Vec<u32> = shared.iter().filter(in_range).copied().collect();
         if !shared.is_empty() {
@@ -323,6 +349,9 @@ impl Release {
     }
 
     pub(super) fn complete_releases(&mut self, out: &mut Vec<Action>) {
+        if !self.tables.orphans.is_empty() || !self.tables.unbacked.is_empty() {
+            return;
+        }
         while let Some(&last) = self.tables.releases.front() {
             let oldest = self.tables.unmerged.keys().next();
             if oldest.is_some_and(|&oldest| oldest <= last) {
@@ -340,15 +369,18 @@ impl Release {
 
     /// A node takes with it what is at home there, and needs nothing any more.
     pub(super) fn left(&mut self, cx: &mut Context<'_>, node: NodeId) {
+        self.leave_durable(cx, node);
         let tables = &mut self.tables;
         for segment in tables.segments.values_mut() {
-            segment.lost.insert(node);
+            if !segment.durable {
+                segment.lost.insert(node);
+            }
             segment.users.remove(node);
             for extent in segment.extents.iter_mut().flatten() {
                 extent.copies.forget(node);
             }
         }
-        tables.unmerged.retain(|_, (home, _)| *home != node);
+        tables.unmerged.retain(|_, diffs| diffs.to != node);
         tables.merging.retain(|(from, _), _| *from != node);
         let lost = |page: &Page| self.manager_of(page.extent()) == Some(node);
         let pending: Vec<Page> = self.tables.pending.keys().copied().filter(lost).collect();

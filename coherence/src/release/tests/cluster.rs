@@ -5,7 +5,7 @@
 //! sequential consistency has one answer for each read: what was written last, in the order of the
 //! steps. A variable is a byte; variables share pages.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -13,9 +13,14 @@ use migshm_protocol::page::Access;
 use migshm_protocol::release::{ReleaseMessage, RunSet, Runs};
 use migshm_protocol::{Extent, NodeId, Page, SegmentId};
 
+use crate::release::backup::Replica;
 use crate::release::{Action, Diff, Frames, Input, Release, State};
 
 pub(super) const SEGMENT: SegmentId = SegmentId(7);
+pub(super) const EXTENT: Extent = Extent {
+    segment: SEGMENT,
+    index: 0,
+};
 pub(super) const PAGE_SIZE: usize = 8;
 
 pub(super) fn page(index: usize) -> Page {
@@ -30,7 +35,7 @@ pub(super) fn node(index: usize) -> NodeId {
 }
 
 /// A byte of a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Variable {
     pub(super) page: usize,
     pub(super) byte: usize,
@@ -80,6 +85,10 @@ pub(super) enum Mutation {
     TakeAtOnce,
     /// The messages of a pair of nodes overtake each other.
     Reorder,
+    /// A home does not wait for its backup.
+    IgnoreBackup,
+    /// Who has written to a page whose home dies does not send that to its successor.
+    ForgetOrphans,
 }
 
 /// A page as local processes see it.
@@ -205,7 +214,9 @@ enum Told {
 enum Said {
     Changed(Runs),
     Answer,
-    HomeIs(Extent),
+    HomeIs(Extent, NodeId),
+    BackupIs(Option<NodeId>, bool),
+    Left(NodeId),
 }
 
 /// What can happen next.
@@ -223,6 +234,12 @@ pub(super) enum Step {
     Hear(usize),
     /// A node gives a page up.
     Evict(usize, usize),
+    /// A node dies.
+    Die(usize),
+    /// The last messages of a node that has died are lost.
+    Lose(usize),
+    /// The coordinator learns of a death.
+    Leave(usize),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -239,8 +256,23 @@ pub(super) struct Cluster {
     /// Who waits for a semaphore, and which.
     waiters: VecDeque<(usize, usize)>,
     /// Nodes that have come to the barrier.
-    arrived: usize,
+    arrived: BTreeSet<usize>,
     home: NodeId,
+    /// Of a durable segment.
+    backup: Option<NodeId>,
+    /// Whether the backup is the first one.
+    first: bool,
+    /// Whether the segment is durable.
+    durable: bool,
+    /// Nodes that have died, and the coordinator has not learned of it; and those of which it has.
+    dead: BTreeSet<usize>,
+    gone: BTreeSet<usize>,
+    /// What each node has taken from semaphores and not given back: undone when it dies.
+    taken: Vec<BTreeMap<usize, u32>>,
+    /// What each node has written since its last release, and what there was before.
+    unreleased: Vec<BTreeMap<Variable, BTreeSet<u8>>>,
+    /// What variables may be that a node had written which died before it released them.
+    unsure: BTreeMap<Variable, BTreeSet<u8>>,
     /// What sequential consistency shows.
     latest: Vec<[u8; PAGE_SIZE]>,
     /// The first thing that was found wrong.
@@ -282,11 +314,140 @@ impl Cluster {
             notices: vec![RunSet::default(); nodes],
             semaphores: semaphores.to_vec(),
             waiters: VecDeque::new(),
-            arrived: 0,
+            arrived: BTreeSet::new(),
             home,
+            backup: None,
+            first: true,
+            durable: false,
+            dead: BTreeSet::new(),
+            gone: BTreeSet::new(),
+            taken: vec![BTreeMap::new(); nodes],
+            unreleased: vec![BTreeMap::new(); nodes],
+            unsure: BTreeMap::new(),
             latest: vec![[0; PAGE_SIZE]; pages],
             wrong: None,
             mutation: None,
+        }
+    }
+
+    /// A cluster with a durable segment, whose home has a backup; all know who that home is.
+    pub(super) fn durable(
+        programs: &[Vec<Op>],
+        pages: usize,
+        semaphores: &[u32],
+        home: usize,
+    ) -> Self {
+        let mut cluster = Self::new(programs, pages, semaphores, home, true);
+        cluster.durable = true;
+        for (at, host) in cluster.hosts.iter_mut().enumerate() {
+            let host = Arc::make_mut(host);
+            host.engine = Release::new(node(at), PAGE_SIZE);
+            host.engine.add_durable_segment(SEGMENT, pages as u32);
+        }
+        cluster.choose_backup(true);
+        while let Some(step) = cluster
+            .steps(false)
+            .into_iter()
+            .find(|step| matches!(step, Step::Hear(_) | Step::Deliver(_)))
+        {
+            cluster.take(step);
+        }
+        let (extent, home) = (EXTENT, Some(cluster.home));
+        (0..programs.len()).for_each(|at| cluster.handle(at, Input::HomeIs { extent, home }));
+        cluster
+    }
+
+    /// Nodes that may die: none before what another death has left to do is done.
+    pub(super) fn mortals(&self) -> Vec<usize> {
+        let home = usize::from(self.home.0);
+        let is_backed = self.backup.is_some_and(|backup| {
+            let engine = &self.hosts[home].engine;
+            let replicas = &self.hosts[usize::from(backup.0)].engine.tables.replicas;
+            engine
+                .extent(EXTENT)
+                .is_some_and(|e| e.backup == Some(backup))
+                && engine.manager_of(EXTENT) == Some(self.home)
+                && replicas.get(&EXTENT).is_some_and(Replica::is_complete)
+        });
+        let alive = (0..self.hosts.len()).filter(|at| !self.gone.contains(at));
+        match is_backed && self.dead.is_empty() {
+            true => alive.collect(),
+            false => Vec::new(),
+        }
+    }
+
+    fn die(&mut self, at: usize) {
+        self.dead.insert(at);
+        let host = self.host_mut(at);
+        host.program.clear();
+        host.calling = false;
+        host.held = None;
+        host.memory.waiting = None;
+        for from in 0..self.hosts.len() {
+            let channel = from * self.hosts.len() + at;
+            self.channels[channel].clear();
+        }
+    }
+
+    /// The coordinator takes a node for dead.
+    fn leave(&mut self, at: usize) {
+        self.dead.remove(&at);
+        self.gone.insert(at);
+        self.told[at].clear();
+        self.said[at].clear();
+        self.notices[at] = RunSet::default();
+        self.waiters.retain(|(waiter, _)| *waiter != at);
+        self.arrived.remove(&at);
+        for other in 0..self.hosts.len() {
+            if !self.gone.contains(&other) {
+                self.said[other].push_back(Said::Left(node(at)));
+                self.notices[other].insert(0, self.latest.len() as u32);
+            }
+        }
+        for (variable, mut values) in std::mem::take(&mut self.unreleased[at]) {
+            values.insert(self.latest[variable.page][variable.byte]);
+            self.unsure.entry(variable).or_default().extend(values);
+        }
+        if self.home == node(at) {
+            self.home = self.backup.take().expect("there is one");
+            let blank = std::mem::take(&mut self.first);
+            self.choose_backup(blank);
+        } else if self.backup == Some(node(at)) {
+            (self.backup, self.first) = (None, false);
+            self.choose_backup(false);
+        }
+        for (semaphore, count) in std::mem::take(&mut self.taken[at]) {
+            self.semaphores[semaphore] += count;
+        }
+        self.serve_waiters();
+        self.open_barrier();
+    }
+
+    /// The home gets a backup.
+    fn choose_backup(&mut self, blank: bool) {
+        let home = usize::from(self.home.0);
+        let nodes = self.hosts.len();
+        let others = (1..nodes).map(|distance| (home + distance) % nodes);
+        let backup = others.into_iter().find(|at| !self.gone.contains(at));
+        self.backup = backup.map(node);
+        self.said[home].push_back(Said::BackupIs(self.backup, blank));
+    }
+
+    fn open_barrier(&mut self) {
+        let nodes = self.hosts.len() - self.gone.len();
+        if !self.arrived.is_empty() && self.arrived.len() == nodes {
+            let arrived = std::mem::take(&mut self.arrived);
+            arrived.into_iter().for_each(|at| self.answer(at));
+        }
+    }
+
+    /// Whether somebody waits for what cannot come, when nothing can happen any more.
+    pub(super) fn is_stuck(&self) -> bool {
+        let waits = |host: &Arc<Host>| host.held.is_some() || host.memory.waiting.is_some();
+        match self.gone.is_empty() {
+            true => !self.is_done(),
+            // Who has died raises no semaphore.
+            false => self.hosts.iter().any(waits),
         }
     }
 
@@ -308,8 +469,21 @@ impl Cluster {
             if !self.told[at].is_empty() {
                 steps.push(Step::Tell(at));
             }
-            if !self.said[at].is_empty() {
+            let is_dead = self.dead.contains(&at);
+            if is_dead {
+                // It has been silent for long: what it sent has come, or never will.
+                let sent = (0..self.hosts.len()).map(|to| at * self.hosts.len() + to);
+                let mut open = sent.filter(|&channel| !self.channels[channel].is_empty());
+                match open.next() {
+                    Some(channel) => steps.push(Step::Lose(channel)),
+                    None => steps.push(Step::Leave(at)),
+                }
+            }
+            if !self.said[at].is_empty() && !is_dead {
                 steps.push(Step::Hear(at));
+            }
+            if is_dead || self.gone.contains(&at) {
+                continue;
             }
             let here = |frame: &&(usize, &Frame)| frame.1.contents.is_some();
             let frames = host.memory.frames.iter().enumerate();
@@ -339,6 +513,9 @@ impl Cluster {
             Step::Overtake(channel) => self.channels[channel].rotate_left(1),
             Step::Tell(at) => self.tell(at),
             Step::Hear(at) => self.hear(at),
+            Step::Die(at) => self.die(at),
+            Step::Lose(channel) => self.channels[channel].clear(),
+            Step::Leave(at) => self.leave(at),
             Step::Evict(at, index) => self.handle(at, Input::Evict { page: page(index) }),
         }
         self.check_mappings();
@@ -366,6 +543,12 @@ impl Cluster {
                 }
                 let frame = &mut self.host_mut(at).memory.frames[variable.page];
                 frame.contents.get_or_insert_default()[variable.byte] = value;
+                if self.durable {
+                    let before = self.latest[variable.page][variable.byte];
+                    let unsure = self.unsure.remove(&variable);
+                    let values = self.unreleased[at].entry(variable).or_default();
+                    values.extend(unsure.unwrap_or_else(|| BTreeSet::from([before])));
+                }
                 self.latest[variable.page][variable.byte] = value;
             }
             Op::Read(variable) => {
@@ -374,6 +557,12 @@ impl Cluster {
                 }
                 let frame = &self.hosts[at].memory.frames[variable.page];
                 let read = frame.contents.unwrap_or_default()[variable.byte];
+                if let Some(values) = self.unsure.remove(&variable)
+                    && values.contains(&read)
+                {
+                    // Whatever it is, all see the same from now on.
+                    self.latest[variable.page][variable.byte] = read;
+                }
                 if read != self.latest[variable.page][variable.byte] {
                     self.wrong = Some(STALE_READ);
                 }
@@ -425,7 +614,7 @@ impl Cluster {
         let wrote = self.hosts[to].engine.tables.wrote.clone();
         let kept = match (self.mutation, &mut message) {
             (
-                Some(Mutation::IgnoreMerged | Mutation::TakeAtOnce),
+                Some(Mutation::IgnoreMerged | Mutation::TakeAtOnce | Mutation::IgnoreBackup),
                 ReleaseMessage::Merged { number, .. },
             ) if !self.hosts[to].engine.tables.unmerged.contains_key(number) => return,
             (Some(Mutation::TakeOldCopies), ReleaseMessage::Copies { number, pages, .. }) => {
@@ -493,8 +682,14 @@ impl Cluster {
     fn handle(&mut self, at: usize, input: Input) {
         let dropping = matches!(input, Input::Changed { .. } | Input::Evict { .. });
         let mut actions = Vec::new();
+        let forgets = self.mutation == Some(Mutation::ForgetOrphans);
+        let forgets = forgets && matches!(input, Input::Left { .. });
         let Host { engine, memory, .. } = self.host_mut(at);
         engine.handle(input, memory, &mut actions);
+        if forgets {
+            engine.tables.orphans.clear();
+            engine.complete_releases(&mut actions);
+        }
         for action in actions {
             self.execute(at, action, dropping);
         }
@@ -506,7 +701,10 @@ impl Cluster {
             Action::FindHome { extent } => self.told[at].push_back(Told::FindHome(extent)),
             Action::Released { wrote } => {
                 let runs = wrote.into_iter().flat_map(|(_, runs)| runs).collect();
-                let call = self.host_mut(at).held.take().expect("a call");
+                let Some(call) = self.host_mut(at).held.take() else {
+                    self.wrong = Some("nothing was to be released");
+                    return;
+                };
                 let mut told = vec![Told::Wrote(runs), Told::Call(call)];
                 match self.mutation {
                     Some(Mutation::NoNotices) => drop(told.remove(0)),
@@ -516,6 +714,7 @@ impl Cluster {
                 self.told[at].extend(told);
             }
             Action::Fail { .. } => self.wrong = Some("a fault failed"),
+            Action::Lost { .. } => self.wrong = Some("an extent is lost"),
         }
     }
 
@@ -595,8 +794,21 @@ impl Cluster {
                 _ => {}
             }
         }
+        if let (Some(Mutation::IgnoreBackup), ReleaseMessage::Replicate { number, .. }) =
+            (self.mutation, &message)
+        {
+            early = Some(ReleaseMessage::Merged {
+                segment: SEGMENT,
+                number: *number,
+                shared: Vec::new(),
+                offered: Vec::new(),
+            });
+        }
         let channel = at * self.hosts.len() + usize::from(to.0);
-        self.channels[channel].push_back((message, data));
+        let to_dead = usize::from(to.0);
+        if !self.dead.contains(&to_dead) && !self.gone.contains(&to_dead) {
+            self.channels[channel].push_back((message, data));
+        }
         if let Some(message) = early {
             let from = to;
             let data = Vec::new();
@@ -627,18 +839,22 @@ impl Cluster {
                 self.serve_waiters();
             }
             Some(Told::Call(Op::Post(semaphore))) => {
+                self.unreleased[at].clear();
+                if let Some(taken) = self.taken[at].get_mut(&semaphore) {
+                    *taken = taken.saturating_sub(1);
+                }
                 self.semaphores[semaphore] += 1;
                 self.answer(at);
                 self.serve_waiters();
             }
             Some(Told::Call(Op::Barrier)) => {
-                self.arrived += 1;
-                if self.arrived == self.hosts.len() {
-                    self.arrived = 0;
-                    (0..self.hosts.len()).for_each(|at| self.answer(at));
-                }
+                self.unreleased[at].clear();
+                self.arrived.insert(at);
+                self.open_barrier();
             }
-            Some(Told::FindHome(extent)) => self.said[at].push_back(Said::HomeIs(extent)),
+            Some(Told::FindHome(extent)) => {
+                self.said[at].push_back(Said::HomeIs(extent, self.home));
+            }
             Some(Told::Call(_)) | None => {}
         }
     }
@@ -648,6 +864,9 @@ impl Cluster {
         while let Some((at, semaphore)) = self.waiters.pop_front() {
             if self.semaphores[semaphore] > 0 {
                 self.semaphores[semaphore] -= 1;
+                if self.durable {
+                    *self.taken[at].entry(semaphore).or_default() += 1;
+                }
                 self.answer(at);
             } else {
                 still.push_back((at, semaphore));
@@ -671,9 +890,25 @@ impl Cluster {
                 self.handle(at, Input::Changed { segment, pages });
             }
             Some(Said::Answer) => self.host_mut(at).calling = false,
-            Some(Said::HomeIs(extent)) => {
-                let home = Some(self.home);
+            Some(Said::HomeIs(extent, home)) => {
+                let home = Some(home);
                 self.handle(at, Input::HomeIs { extent, home });
+            }
+            Some(Said::BackupIs(backup, blank)) => {
+                let extent = EXTENT;
+                self.handle(
+                    at,
+                    Input::BackupIs {
+                        extent,
+                        backup,
+                        blank,
+                    },
+                );
+            }
+            Some(Said::Left(node)) => {
+                let channel = usize::from(node.0) * self.hosts.len() + at;
+                self.channels[channel].clear();
+                self.handle(at, Input::Left { node });
             }
             None => {}
         }
@@ -681,7 +916,10 @@ impl Cluster {
 
     /// Processes can do no more than their engine believes.
     fn check_mappings(&mut self) {
-        for host in &self.hosts {
+        for (at, host) in self.hosts.iter().enumerate() {
+            if self.dead.contains(&at) || self.gone.contains(&at) {
+                continue;
+            }
             for (index, frame) in host.memory.frames.iter().enumerate() {
                 let can = frame.contents.map(|_| match frame.protected {
                     true => Access::Read,

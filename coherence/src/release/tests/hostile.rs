@@ -32,13 +32,23 @@ fn no_message_makes_an_engine_panic_or_address_a_node_that_cannot_exist() {
         let random = &mut Random(seed);
         let me = node(1);
         let mut engine = Release::new(me, PAGE_SIZE);
-        engine.add_segment(SEGMENT, 2, (seed % 3 == 0).then_some(me));
+        match seed % 4 {
+            3 => engine.add_durable_segment(SEGMENT, 2),
+            of => engine.add_segment(SEGMENT, 2, (of == 0).then_some(me)),
+        }
         let mut memory = memory(2);
         let mut out = Vec::new();
         for _ in 0..2_000 {
             let Page { segment, index } = any_page(random);
             let number = random.below(50) as u64;
-            let message = match random.below(8) {
+            let message = match random.below(9) {
+                8 => ReleaseMessage::Replicate {
+                    extent: any_page(random).extent(),
+                    number,
+                    first: random.below(2) == 0,
+                    last: random.below(2) == 0,
+                    pages: vec![(index, random.below(12) as u32)],
+                },
                 0 => ReleaseMessage::Fetch {
                     segment,
                     requester: any_node(random),
@@ -89,7 +99,12 @@ fn no_message_makes_an_engine_panic_or_address_a_node_that_cannot_exist() {
             let length = [0, PAGE_SIZE, random.below(12)][random.below(3)];
             let data = (0..length).map(|_| random.below(256) as u8).collect();
             let page = page(random.below(2));
-            let input = match random.below(12) {
+            let input = match random.below(13) {
+                12 => Input::BackupIs {
+                    extent: any_page(random).extent(),
+                    backup: [None, Some(from)][random.below(2)],
+                    blank: random.below(2) == 0,
+                },
                 0 => Input::Fault {
                     page,
                     access: [Access::Read, Access::Write][random.below(2)],

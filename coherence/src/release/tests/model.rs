@@ -18,6 +18,10 @@ struct Search {
     /// Whether the home has touched all pages before.
     touched: bool,
     evictions: u8,
+    /// Whether the segment is durable.
+    durable: bool,
+    /// Nodes that may die: then it is.
+    deaths: u8,
     mutation: Option<Mutation>,
 }
 
@@ -25,6 +29,7 @@ struct Search {
 struct State {
     cluster: Cluster,
     evictions: u8,
+    deaths: u8,
 }
 
 const SEQUENTIAL: &str = "reads show what sequential consistency shows";
@@ -36,24 +41,31 @@ impl Model for Search {
     type Action = Step;
 
     fn init_states(&self) -> Vec<State> {
-        let mut cluster = Cluster::new(
-            &self.programs,
-            self.pages,
-            &self.semaphores,
-            self.home,
-            self.found,
-        );
+        let Self { pages, home, .. } = *self;
+        let mut cluster = match self.durable {
+            true => Cluster::durable(&self.programs, pages, &self.semaphores, home),
+            false => Cluster::new(&self.programs, pages, &self.semaphores, home, self.found),
+        };
         cluster.mutation = self.mutation;
         if self.touched {
             cluster.touch_all();
         }
-        let evictions = self.evictions;
-        vec![State { cluster, evictions }]
+        let &Self {
+            evictions, deaths, ..
+        } = self;
+        vec![State {
+            cluster,
+            evictions,
+            deaths,
+        }]
     }
 
     fn actions(&self, state: &State, steps: &mut Vec<Step>) {
         if state.cluster.wrong.is_none() {
             steps.extend(state.cluster.steps(state.evictions > 0));
+            if state.deaths > 0 {
+                steps.extend(state.cluster.mortals().into_iter().map(Step::Die));
+            }
         }
     }
 
@@ -61,6 +73,9 @@ impl Model for Search {
         let mut next = state.clone();
         if let Step::Evict(..) = step {
             next.evictions -= 1;
+        }
+        if let Step::Die(_) = step {
+            next.deaths -= 1;
         }
         next.cluster.take(step);
         Some(next)
@@ -75,9 +90,9 @@ impl Model for Search {
                 s.cluster.wrong.is_none_or(|wrong| wrong == STALE_READ)
             }),
             Property::always(NOT_STUCK, |_, s: &State| {
-                s.cluster.is_done()
-                    || s.cluster.wrong.is_some()
+                s.cluster.wrong.is_some()
                     || !s.cluster.steps(false).is_empty()
+                    || !s.cluster.is_stuck()
             }),
         ]
     }
@@ -90,12 +105,15 @@ impl Search {
     fn check(self) {
         let started = std::time::Instant::now();
         let Self {
-            name, evictions, ..
+            name,
+            evictions,
+            deaths,
+            ..
         } = self;
         let nodes = self.programs.len();
         let checker = self.checker().spawn_bfs().join();
         println!(
-            "{} states, depth {}, {:.1?}: {nodes} nodes, {evictions} evictions, {name}",
+            "{} states, depth {}, {:.1?}: {nodes} nodes, {evictions} evictions, {deaths} deaths, {name}",
             checker.unique_state_count(),
             checker.max_depth(),
             started.elapsed(),
@@ -105,6 +123,15 @@ impl Search {
 
     fn with_evictions(self, evictions: u8) -> Self {
         Self { evictions, ..self }
+    }
+
+    /// The segment is durable, and so many nodes die, one after the other.
+    fn with_deaths(self, deaths: u8) -> Self {
+        Self {
+            deaths,
+            durable: true,
+            ..self
+        }
     }
 
     fn with_home(self, home: usize) -> Self {
@@ -160,6 +187,8 @@ fn search(name: &'static str, programs: Vec<Vec<Op>>, semaphores: &[u32]) -> Sea
         found: false,
         touched: false,
         evictions: 0,
+        durable: false,
+        deaths: 0,
         mutation: None,
     }
 }
@@ -452,4 +481,73 @@ fn a_diff_with_the_whole_page_would_undo_what_others_wrote() {
 #[test]
 fn messages_that_overtake_each_other_would_break_the_protocol() {
     alone().with_evictions(1).finds(Mutation::Reorder);
+}
+
+/// One hands a variable to another under a lock, while a third has copies.
+fn handed_over() -> Search {
+    let programs = vec![
+        vec![Op::Wait(0), Op::Write(X, 1), Op::Post(0)],
+        vec![Op::Wait(0), Op::Read(X), Op::Write(X, 2), Op::Post(0)],
+        vec![Op::Read(Y), Op::Wait(0), Op::Read(X), Op::Post(0)],
+    ];
+    search("handed over", programs, &[1])
+}
+
+/// Two write to one page and tell a third, who looks twice.
+fn told() -> Search {
+    let programs = vec![
+        vec![Op::Write(X, 1), Op::Post(0)],
+        vec![Op::Write(Y, 1), Op::Post(1)],
+        vec![
+            Op::Wait(0),
+            Op::Read(X),
+            Op::Wait(1),
+            Op::Read(Y),
+            Op::Read(X),
+        ],
+    ];
+    search("told", programs, &[0, 0])
+}
+
+/// Before it releases, a node writes a value and undoes that.
+fn undone() -> Search {
+    let programs = vec![
+        vec![
+            Op::Write(X, 1),
+            Op::Post(0),
+            Op::Write(X, 2),
+            Op::Write(X, 1),
+            Op::Post(0),
+        ],
+        vec![Op::Read(Y)],
+        vec![Op::Wait(0), Op::Wait(0), Op::Read(X)],
+    ];
+    search("undone", programs, &[0])
+}
+
+#[test]
+fn durable_segments_are_sequentially_consistent() {
+    guarded(2, 2).with_deaths(0).with_evictions(1).check();
+    barriers(2, 2).with_deaths(0).check();
+    there_and_back(0).with_deaths(0).with_evictions(1).check();
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "takes long where it is not optimised")]
+fn what_was_released_outlives_any_node() {
+    for home in 0..3 {
+        handed_over().with_home(home).with_deaths(1).check();
+        told().with_home(home).with_deaths(1).check();
+        undone().with_home(home).with_deaths(1).check();
+    }
+}
+
+#[test]
+fn a_release_that_does_not_wait_for_the_backup_would_be_lost() {
+    told().with_deaths(1).finds(Mutation::IgnoreBackup);
+}
+
+#[test]
+fn what_a_dead_home_has_not_merged_its_successor_must_be_told() {
+    told().with_deaths(1).finds(Mutation::ForgetOrphans);
 }

@@ -99,3 +99,44 @@ fn random_programs_see_what_sequential_consistency_would_show() {
         "hardly tried: {seen:?}"
     );
 }
+
+#[test]
+fn random_programs_lose_nothing_that_was_released_to_deaths() {
+    let (mut deaths, mut promotions) = (0, 0);
+    for seed in 0..3_000 {
+        let random = &mut Random(seed);
+        let nodes = 3 + random.below(4);
+        let pages = 1 + random.below(4);
+        let locks = random.below(3);
+        let programs = programs(random, nodes, pages, locks);
+        let home = random.below(nodes);
+        let mut cluster = Cluster::durable(&programs, pages, &vec![1; locks], home);
+        let mut evictions = random.below(60);
+        let mut mortals = random.below(nodes - 1);
+        while !cluster.is_done() {
+            let steps = cluster.steps(evictions > 0);
+            let may_die = cluster.mortals();
+            if mortals > 0 && !may_die.is_empty() && random.below(40) == 0 {
+                cluster.take(Step::Die(may_die[random.below(may_die.len())]));
+                mortals -= 1;
+                deaths += 1;
+                continue;
+            }
+            if steps.is_empty() {
+                assert!(!cluster.is_stuck(), "seed {seed}: stuck: {cluster:?}");
+                break;
+            }
+            let step = steps[random.below(steps.len())];
+            evictions -= usize::from(matches!(step, Step::Evict(..)));
+            cluster.take(step);
+            assert_eq!(
+                cluster.wrong, None,
+                "seed {seed}, after {step:?}: {cluster:?}"
+            );
+        }
+        let counters = cluster.hosts.iter().map(|host| host.engine.counters());
+        promotions += counters.map(|counters| counters.promotions).sum::<u64>();
+    }
+    println!("{deaths} deaths, {promotions} promotions");
+    assert!(promotions > 300 && deaths > 1_000, "hardly tried");
+}
