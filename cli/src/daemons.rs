@@ -104,6 +104,9 @@ pub struct NodeArgs {
     /// Inherited pipe on which to tell that the daemon serves ('+'), or why it cannot.
     #[arg(long, value_name = "FD", hide = true)]
     ready_fd: Option<i32>,
+    /// Inherited memory with all that the daemon had whose place this one takes.
+    #[arg(long, value_name = "FD", hide = true)]
+    handover_fd: Option<i32>,
 }
 
 /// A coordinator's address, with [`COORDINATOR_PORT`] unless it names another.
@@ -168,7 +171,7 @@ fn state(args: &CoordinatorArgs) -> anyhow::Result<(Replica, Option<Box<dyn Stor
     Ok((replica, Some(Box::new(directory))))
 }
 
-/// Serves local programs until SIGINT or SIGTERM.
+/// Serves local programs until SIGINT or SIGTERM; SIGUSR2 has the program that is in its place now go on.
 pub fn node(args: NodeArgs) -> anyhow::Result<ExitCode> {
     migshm_node::run(migshm_node::Config {
         pki: args.pki.or_else(|| {
@@ -184,6 +187,7 @@ pub fn node(args: NodeArgs) -> anyhow::Result<ExitCode> {
         memory: args.memory.0,
         autostart: args.autostart,
         ready_fd: args.ready_fd,
+        handover_fd: args.handover_fd,
     })?;
     Ok(ExitCode::SUCCESS)
 }

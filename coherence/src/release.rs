@@ -73,6 +73,7 @@ mod tables;
 mod tests;
 mod user;
 
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use migshm_protocol::page::Access;
@@ -198,7 +199,7 @@ pub enum Action {
 }
 
 /// How often what happened, since the engine was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReleaseCounters {
     /// Faults of local processes.
     pub faults: u64,
@@ -233,7 +234,7 @@ pub struct ReleaseCounters {
 }
 
 /// A node's side of the protocol.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Release {
     tables: Tables,
     counters: ReleaseCounters,
@@ -242,7 +243,7 @@ pub struct Release {
 }
 
 /// All of the state that decides what happens next.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Tables {
     me: NodeId,
     page_size: usize,
@@ -267,7 +268,7 @@ struct Tables {
     releases: VecDeque<u64>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Segment {
     pages: u32,
     default_home: Option<NodeId>,
@@ -279,7 +280,7 @@ struct Segment {
     extents: Vec<Option<Box<ExtentState>>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct ExtentState {
     /// The extent's home.
     manager: Option<NodeId>,
@@ -290,7 +291,7 @@ struct ExtentState {
     records: Box<[Record]>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Line {
     state: State,
     /// Whether it came without a fault.
@@ -299,7 +300,7 @@ struct Line {
     borrowed: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 enum State {
     /// At its home: here, and with no other node.
     #[default]
@@ -308,7 +309,7 @@ enum State {
     Dirty,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Twin {
     bytes: Box<[u8]>,
     /// Releases in a row that found no change.
@@ -317,7 +318,7 @@ struct Twin {
     alone: u8,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Pending {
     /// Of the fetch whose answer counts; 0 while the home is not known.
     number: u64,

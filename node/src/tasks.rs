@@ -14,7 +14,7 @@ use migshm_protocol::control::Member;
 use migshm_protocol::page::{PeerHello, PeerMessage};
 use migshm_protocol::polling::Polling;
 use migshm_protocol::{NodeId, VERSION};
-use migshm_transport::{Endpoint, FrameReceiver, Incoming, Link, LinkError, Peer};
+use migshm_transport::{Endpoint, FrameReceiver, FrameSender, Incoming, Link, LinkError, Peer};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::{AbortHandle, spawn_local};
@@ -79,9 +79,8 @@ pub async fn accept_local(node: Shared, listener: Rc<AsyncFd<Socket>>) -> io::Re
                     tracing::error!("cannot watch a connection");
                     continue;
                 };
-                let task = spawn_local(serve_connection(Rc::clone(&node), id, Rc::clone(&socket)));
-                node.borrow_mut()
-                    .on_connect(id, user, socket, task.abort_handle());
+                let task = serve(&node, id, &socket);
+                node.borrow_mut().on_connect(id, user, socket, task);
             }
             Err(error) if is_later(&error) => ready.clear_ready(),
             Err(error) => {
@@ -91,6 +90,11 @@ pub async fn accept_local(node: Shared, listener: Rc<AsyncFd<Socket>>) -> io::Re
             }
         }
     }
+}
+
+/// Serves a connection until it ends.
+pub fn serve(node: &Shared, id: ConnectionId, socket: &Rc<AsyncFd<Socket>>) -> AbortHandle {
+    spawn_local(serve_connection(Rc::clone(node), id, Rc::clone(socket))).abort_handle()
 }
 
 async fn serve_connection(node: Shared, id: ConnectionId, socket: Rc<AsyncFd<Socket>>) {
@@ -307,7 +311,7 @@ pub fn connect_peer(node: &Node, member: Member) {
         };
         loop {
             let Some(node) = node.upgrade() else { return };
-            if !node.borrow().members.contains(&member) {
+            if node.borrow().is_leaving || !node.borrow().members.contains(&member) {
                 return;
             }
             match endpoint.connect(member.address, &expected).await {
@@ -322,8 +326,25 @@ pub fn connect_peer(node: &Node, member: Member) {
     });
 }
 
-/// Greets the node at the other end and hands its messages on, until the link is lost.
+/// Greets the node at the other end and hands its messages on, until the link is lost, or both ends have
+/// ended it.
 async fn hear_peer(node: Shared, link: Link) {
+    {
+        let mut node = node.borrow_mut();
+        if node.is_leaving {
+            return link
+                .sender
+                .close("another daemon takes the place of this one");
+        }
+        node.links += 1;
+    }
+    exchange(&node, link).await;
+    let mut node = node.borrow_mut();
+    node.links -= 1;
+    node.unlinked.notify_waiters();
+}
+
+async fn exchange(node: &Shared, link: Link) {
     let Link {
         peer,
         sender,
@@ -339,7 +360,7 @@ async fn hear_peer(node: Shared, link: Link) {
         }
     };
     sender.send(&hello, &[]);
-    let from = match greet(&node, &peer, &mut receiver).await {
+    let from = match greet(node, &peer, &mut receiver).await {
         Ok(from) => from,
         Err(error) => {
             tracing::warn!(?peer, %error, "refused a node");
@@ -354,6 +375,7 @@ async fn hear_peer(node: Shared, link: Link) {
             Ok(frame) => frame,
             // What this side closes it has a reason for, which was said.
             Err(error @ LinkError::ClosedHere) => break error,
+            Err(LinkError::Ended) => return node.borrow_mut().on_link_ended(from, number),
             Err(error) => {
                 tracing::error!(peer = %from, %error, "the link to a node broke");
                 break error;
@@ -377,6 +399,11 @@ async fn hear_peer(node: Shared, link: Link) {
         }
     };
     node.borrow_mut().on_link_lost(from, number, &error);
+}
+
+/// Ends a direction of a link; what was sent on it arrives.
+pub fn end_link(link: FrameSender) {
+    spawn_local(async move { link.finish().await });
 }
 
 /// Reads the other node's greeting; returns its slot once the coordinator has named it a member.
