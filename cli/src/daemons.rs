@@ -171,7 +171,7 @@ fn state(args: &CoordinatorArgs) -> anyhow::Result<(Replica, Option<Box<dyn Stor
     Ok((replica, Some(Box::new(directory))))
 }
 
-/// Serves local programs until SIGINT or SIGTERM; SIGUSR2 has the program that is in its place now go on.
+/// Serves local programs until SIGINT or SIGTERM.
 pub fn node(args: NodeArgs) -> anyhow::Result<ExitCode> {
     migshm_node::run(migshm_node::Config {
         pki: args.pki.or_else(|| {

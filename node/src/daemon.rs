@@ -166,6 +166,11 @@ pub struct Node {
     /// No link is to be made: another daemon takes this one's place.
     #[serde(skip)]
     pub(crate) is_leaving: bool,
+    /// Somebody asks for that.
+    #[serde(skip)]
+    pub(crate) upgrade: Rc<Notify>,
+    /// Who, with the ids of their requests.
+    pub(crate) upgraders: Vec<(ConnectionId, u64)>,
     /// How often this node's daemon was replaced while it served.
     pub(crate) upgrades: u64,
     /// Reused by everything that sends or receives on a local socket.
@@ -366,6 +371,8 @@ impl Node {
             links: 0,
             unlinked: Rc::default(),
             is_leaving: false,
+            upgrade: Rc::default(),
+            upgraders: Vec::new(),
             upgrades: 0,
             buffer: Vec::new(),
         }

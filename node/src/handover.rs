@@ -1,5 +1,5 @@
-//! One daemon takes the place of another, and nobody notices: SIGUSR2 has a daemon become the program
-//! that its own file is now, in the same process.
+//! One daemon takes the place of another, and nobody notices: `migshm upgrade` has a daemon become the
+//! program that its own file is now, in the same process.
 //!
 //! All that the node is ([`Node`]) is plain data and descriptors. An `exec` keeps descriptors, so
 //! that userfaultfds, segments and the connections of processes stay what they are, under the same
@@ -144,12 +144,7 @@ pub fn exec(
     node.settle();
     node.upgrades += 1;
     let error = match hand_over(node, listener, terms) {
-        Ok((memory, _own)) => {
-            block_signal(true);
-            let error = execute(program, memory.as_raw_fd());
-            block_signal(false);
-            error
-        }
+        Ok((memory, _own)) => execute(program, memory.as_raw_fd()),
         Err(error) => error,
     };
     node.upgrades -= 1;
@@ -158,11 +153,7 @@ pub fn exec(
 
 /// Puts into memory what the next program needs; also gives this program's file. All descriptors that
 /// are handed over outlive an exec from now on.
-fn hand_over(
-    node: &Node,
-    listener: &Socket,
-    terms: Option<&Terms>,
-) -> io::Result<(File, File)> {
+fn hand_over(node: &Node, listener: &Socket, terms: Option<&Terms>) -> io::Result<(File, File)> {
     let connections = node.connections.iter();
     let leaving = Leaving {
         node,
@@ -248,22 +239,6 @@ fn execute(program: &Path, memory: RawFd) -> io::Error {
     // SAFETY: a C string, and a list of C strings that a null pointer ends.
     unsafe { libc::execv(program.as_ptr(), pointers.as_ptr()) };
     io::Error::last_os_error()
-}
-
-/// Holds back, or lets in, the signal that would end a program that has no handler for it yet.
-pub fn block_signal(on: bool) {
-    let how = if on {
-        libc::SIG_BLOCK
-    } else {
-        libc::SIG_UNBLOCK
-    };
-    // SAFETY: a set of plain data, filled before it is used.
-    unsafe {
-        let mut set = std::mem::zeroed();
-        libc::sigemptyset(&raw mut set);
-        libc::sigaddset(&raw mut set, libc::SIGUSR2);
-        libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut());
-    }
 }
 
 fn keep_open(fd: RawFd, on: bool) -> io::Result<()> {

@@ -167,8 +167,8 @@ pub enum Error {
 }
 
 /// Serves until SIGINT or SIGTERM, or until nothing is left to serve where `config.autostart` says
-/// so. SIGHUP has a node of a cluster read its certificates again; SIGUSR2 has the program that is in
-/// this one's place now go on ([`handover`]).
+/// so. SIGHUP has a node of a cluster read its certificates again; `migshm upgrade` has the program that
+/// is in this one's place now go on ([`handover`]).
 ///
 /// # Errors
 /// [`Error`], also told on `config.ready_fd`.
@@ -203,8 +203,6 @@ async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
     };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut upgrade = signal(SignalKind::user_defined2())?;
-    handover::block_signal(false);
 
     let terms = membership.as_ref().map(|m| m.terms().clone());
     let endpoint = membership.as_ref().map(|m| m.endpoint().clone());
@@ -226,6 +224,8 @@ async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
     spawn_local(tasks::accept_local(Rc::clone(&node), Rc::clone(&listener)));
     handover::attend(&node, connections)?;
     node.borrow_mut().settle();
+    node.borrow_mut().answer_upgrade(Ok(()));
+    let upgrade = Rc::clone(&node.borrow().upgrade);
     let mut accepting = link_up(&node, endpoint.as_ref());
     ready.tell(Ok(()));
     tracing::info!(node = config.name, directory = %directory.display(), class, "serving");
@@ -237,7 +237,7 @@ async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = upgrade.recv() => {
+            () = upgrade.notified() => {
                 tracing::info!(program = %program.display(), "hands over to");
                 accepting.inspect(AbortHandle::abort);
                 handover::leave_peers(&node).await;
@@ -246,6 +246,7 @@ async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
                     handover::exec(node, listener.get_ref(), terms.as_ref(), &program)
                 };
                 tracing::error!(%error, program = %program.display(), "cannot hand over, and goes on");
+                node.borrow_mut().answer_upgrade(Err(error));
                 accepting = link_up(&node, endpoint.as_ref());
             }
             _ = look.tick(), if config.autostart => {

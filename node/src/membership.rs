@@ -231,6 +231,8 @@ impl Membership {
                 Err(reason) => break reason,
             }
             tracing::info!(node = name, "the coordinator is back");
+            // Programs may have to wait for this answer.
+            node.borrow_mut().extend_lease();
         };
         let mut node = node.borrow_mut();
         if let Coordinator::Remote(_) = node.coordinator {

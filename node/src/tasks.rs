@@ -287,14 +287,20 @@ pub async fn keep_time(node: Shared, timer: Rc<Timer>) -> io::Result<()> {
 /// Accepts other nodes, for ever.
 pub async fn accept_peers(node: Shared, endpoint: Endpoint) {
     while let Some(incoming) = endpoint.accept().await {
-        spawn_local(accept_peer(Rc::clone(&node), incoming));
+        // Counted at once: who has been accepted must not be turned away.
+        let Some(counted) = Counted::new(&node) else {
+            return;
+        };
+        spawn_local(accept_peer(counted, incoming));
     }
 }
 
-async fn accept_peer(node: Shared, incoming: Incoming) {
+async fn accept_peer(counted: Counted, incoming: Incoming) {
     let address = incoming.address();
     match incoming.link().await {
-        Ok(link) => hear_peer(node, link).await,
+        Ok(link) => {
+            hear_peer(&counted.0, link).await;
+        }
         Err(error) => tracing::warn!(%address, %error, "refused a link"),
     }
 }
@@ -311,40 +317,63 @@ pub fn connect_peer(node: &Node, member: Member) {
         };
         loop {
             let Some(node) = node.upgrade() else { return };
-            if node.borrow().is_leaving || !node.borrow().members.contains(&member) {
+            if !node.borrow().members.contains(&member) {
                 return;
             }
+            let Some(counted) = Counted::new(&node) else {
+                return;
+            };
             match endpoint.connect(member.address, &expected).await {
-                Ok(link) => hear_peer(node, link).await,
+                Ok(link) => {
+                    if hear_peer(&node, link).await == Parting::Ended {
+                        continue;
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(peer = member.name, %error, "cannot reach a member");
                     node.borrow_mut().on_unreachable(member.node);
                 }
             }
+            drop(counted);
             tokio::time::sleep(RECONNECT_PAUSE).await;
         }
     });
 }
 
-/// Greets the node at the other end and hands its messages on, until the link is lost, or both ends have
-/// ended it.
-async fn hear_peer(node: Shared, link: Link) {
-    {
-        let mut node = node.borrow_mut();
-        if node.is_leaving {
-            return link
-                .sender
-                .close("another daemon takes the place of this one");
+/// A link, or an attempt to make one, for as long as it lives.
+struct Counted(Shared);
+
+impl Counted {
+    /// Nothing if no link is to be made.
+    fn new(node: &Shared) -> Option<Counted> {
+        let mut counting = node.borrow_mut();
+        if counting.is_leaving {
+            return None;
         }
-        node.links += 1;
+        counting.links += 1;
+        Some(Counted(Rc::clone(node)))
     }
-    exchange(&node, link).await;
-    let mut node = node.borrow_mut();
-    node.links -= 1;
-    node.unlinked.notify_waiters();
 }
 
-async fn exchange(node: &Shared, link: Link) {
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut node = self.0.borrow_mut();
+        node.links -= 1;
+        node.unlinked.notify_waiters();
+    }
+}
+
+/// How a link has come to its end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Parting {
+    /// Both sides have what was sent; another daemon takes the place of one.
+    Ended,
+    /// What was sent may be lost.
+    Lost,
+}
+
+/// Greets the node at the other end and hands its messages on, until the link is no more.
+async fn hear_peer(node: &Shared, link: Link) -> Parting {
     let Link {
         peer,
         sender,
@@ -365,17 +394,22 @@ async fn exchange(node: &Shared, link: Link) {
         Err(error) => {
             tracing::warn!(?peer, %error, "refused a node");
             sender.close(&error.to_string());
-            return;
+            return Parting::Lost;
         }
     };
     let linked = node.borrow_mut().on_link(from, sender.clone());
-    let Some(number) = linked else { return };
+    let Some(number) = linked else {
+        return Parting::Lost;
+    };
     let error = loop {
         let frame = match receiver.next().await {
             Ok(frame) => frame,
             // What this side closes it has a reason for, which was said.
             Err(error @ LinkError::ClosedHere) => break error,
-            Err(LinkError::Ended) => return node.borrow_mut().on_link_ended(from, number),
+            Err(LinkError::Ended) => {
+                node.borrow_mut().on_link_ended(from, number);
+                return Parting::Ended;
+            }
             Err(error) => {
                 tracing::error!(peer = %from, %error, "the link to a node broke");
                 break error;
@@ -387,7 +421,7 @@ async fn exchange(node: &Shared, link: Link) {
                 if !node.is_linked(from, number) {
                     // Its membership has ended, or it has linked anew.
                     sender.close("outdated");
-                    return;
+                    return Parting::Lost;
                 }
                 node.on_peer(from, message, raw);
             }
@@ -399,6 +433,7 @@ async fn exchange(node: &Shared, link: Link) {
         }
     };
     node.borrow_mut().on_link_lost(from, number, &error);
+    Parting::Lost
 }
 
 /// Ends a direction of a link; what was sent on it arrives.
