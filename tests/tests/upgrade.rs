@@ -190,8 +190,6 @@ fn other_users_cannot_have_it_replaced() {
         .env("MIGSHM_RUNTIME_DIR", solo.runtime_dir())
         .uid(65534)
         .gid(65534);
-    run(&mut command)
-        .exited(1)
-        .complained("permission denied");
+    run(&mut command).exited(1).complained("permission denied");
     program.obey("remove");
 }
