@@ -321,7 +321,7 @@ impl Node {
             Err(error) => Err(error.raw_os_error().map_or(Errno::EIO, Errno)),
         };
         for (connection, id) in std::mem::take(&mut self.upgraders) {
-            self.answer(connection, id, outcome.clone(), &[], None);
+            self.answer(connection, id, outcome, &[], None);
         }
     }
 

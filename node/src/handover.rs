@@ -42,12 +42,14 @@ const OPTION: &str = "--handover-fd";
 /// The option that names a pipe on which only the first program tells that it serves.
 const READY: &str = "--ready-fd";
 
-/// First in the memfd.
+/// First in the memfd, in every format.
 #[derive(Serialize, Deserialize)]
 struct Header {
     format: u32,
     /// The program that has written this, should the next one not know the format.
     program: RawFd,
+    /// Whether the next one does not.
+    refused: bool,
     /// Bytes that follow.
     length: u64,
 }
@@ -168,6 +170,7 @@ fn hand_over(node: &Node, listener: &Socket, terms: Option<&Terms>) -> io::Resul
     let header = Header {
         format: FORMAT,
         program: program.as_raw_fd(),
+        refused: false,
         length: body.len() as u64,
     };
     let mut start = [0; HEADER_ROOM];
@@ -187,24 +190,31 @@ fn hand_over(node: &Node, listener: &Socket, terms: Option<&Terms>) -> io::Resul
 }
 
 /// Takes over what a program before this one has left behind a descriptor. If that had another format,
-/// that program goes on.
+/// that program goes on. Also tells whether this one is that program.
 ///
 /// # Errors
 /// It cannot be read, and nobody can go on.
-pub fn take(fd: RawFd) -> io::Result<Estate> {
+pub fn take(fd: RawFd) -> io::Result<(Estate, bool)> {
     keep_open(fd, false)?;
     // SAFETY: the command line says that this descriptor was passed for this use.
     let mut memory = unsafe { File::from_raw_fd(fd) };
     memory.rewind()?;
     let mut start = [0; HEADER_ROOM];
     memory.read_exact(&mut start)?;
-    let (header, _) = codec::decode::<Header>(&start).map_err(io::Error::other)?;
+    let (mut header, _) = codec::decode::<Header>(&start).map_err(io::Error::other)?;
     if header.format != FORMAT {
+        if header.refused {
+            return Err(io::Error::other("no program knows its format"));
+        }
         tracing::error!(
             theirs = header.format,
             ours = FORMAT,
             "cannot take over from this version of migshm: that goes on"
         );
+        header.refused = true;
+        codec::encode_into(&header, &mut start).map_err(io::Error::other)?;
+        memory.rewind()?;
+        memory.write_all(&start)?;
         keep_open(fd, true)?;
         let former = format!("/proc/self/fd/{}", header.program);
         return Err(execute(Path::new(&former), fd));
@@ -216,7 +226,8 @@ pub fn take(fd: RawFd) -> io::Result<Estate> {
     if body.len() as u64 != header.length {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    codec::decode_stored(&body).map_err(io::Error::other)
+    let estate = codec::decode_stored(&body).map_err(io::Error::other)?;
+    Ok((estate, header.refused))
 }
 
 /// Executes a program with the arguments of this one; returns why that cannot be.

@@ -197,6 +197,7 @@ async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
         membership,
         link,
         connections,
+        refused,
     } = match config.handover_fd {
         Some(fd) => take_over(&config, fd)?,
         None => begin(&config).await?,
@@ -224,7 +225,11 @@ async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
     spawn_local(tasks::accept_local(Rc::clone(&node), Rc::clone(&listener)));
     handover::attend(&node, connections)?;
     node.borrow_mut().settle();
-    node.borrow_mut().answer_upgrade(Ok(()));
+    let upgraded = match refused {
+        true => Err(io::Error::from_raw_os_error(libc::ENOEXEC)),
+        false => Ok(()),
+    };
+    node.borrow_mut().answer_upgrade(upgraded);
     let upgrade = Rc::clone(&node.borrow().upgrade);
     let mut accepting = link_up(&node, endpoint.as_ref());
     ready.tell(Ok(()));
@@ -279,6 +284,8 @@ struct Service {
     link: Option<FrameReceiver>,
     /// Those that there are already.
     connections: Vec<Heir>,
+    /// Whether the program that was to take over could not.
+    refused: bool,
 }
 
 /// Links to other nodes, and has them link here.
@@ -290,12 +297,13 @@ fn link_up(node: &daemon::Shared, endpoint: Option<&Endpoint>) -> Option<AbortHa
 
 /// A daemon that goes on with what the one before it had.
 fn take_over(config: &Config, fd: i32) -> Result<Service, Error> {
+    let (estate, refused) = handover::take(fd).map_err(Error::Handover)?;
     let Estate {
         mut node,
         connections,
         listener,
         terms,
-    } = handover::take(fd).map_err(Error::Handover)?;
+    } = estate;
     node.device = device(config)?;
     node.memory.resume(node.device.as_ref())?;
     let membership = terms
@@ -308,6 +316,7 @@ fn take_over(config: &Config, fd: i32) -> Result<Service, Error> {
         membership,
         link: None,
         connections,
+        refused,
     })
 }
 
@@ -402,6 +411,7 @@ async fn begin(config: &Config) -> Result<Service, Error> {
         membership,
         link,
         connections: Vec::new(),
+        refused: false,
     })
 }
 
