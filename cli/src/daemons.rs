@@ -136,6 +136,9 @@ pub struct NodeArgs {
     /// Inherited pipe on which to tell that the daemon serves ('+'), or why it cannot.
     #[arg(long, value_name = "FD", hide = true)]
     ready_fd: Option<i32>,
+    /// Inherited memory with all that the daemon had whose place this one takes.
+    #[arg(long, value_name = "FD", hide = true)]
+    handover_fd: Option<i32>,
 }
 
 /// Coordinators' addresses, with [`COORDINATOR_PORT`] unless they name another.
@@ -316,6 +319,7 @@ pub fn node(args: NodeArgs) -> anyhow::Result<ExitCode> {
         memory: args.memory.0,
         autostart: args.autostart,
         ready_fd: args.ready_fd,
+        handover_fd: args.handover_fd,
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -7,7 +7,7 @@
 //! | [`run`], [`elf`] | `run` |
 //! | [`lab`], [`labctl`], [`hosts`], [`netns`] | `lab`, `labctl` |
 //! | [`mod@bench`] | `bench` |
-//! | [`tools`] | `status`, `ipcs`, `ipcrm` |
+//! | [`tools`] | `status`, `upgrade`, `ipcs`, `ipcrm` |
 //! | [`links`] | `links` |
 //!
 //! Every option comes from, in this order: the command line, the environment (`MIGSHM_*`), the
@@ -51,6 +51,7 @@ enum Command {
     Lab(lab::Args),
     Labctl(labctl::Args),
     Status(tools::StatusArgs),
+    Upgrade(tools::UpgradeArgs),
     Ipcs(tools::IpcsArgs),
     Ipcrm(tools::IpcrmArgs),
     Links(links::Args),
@@ -94,6 +95,7 @@ fn execute() -> anyhow::Result<ExitCode> {
         Command::Lab(args) => lab::run(args),
         Command::Labctl(args) => labctl::run(args),
         Command::Status(args) => tools::status(args),
+        Command::Upgrade(args) => tools::upgrade(args),
         Command::Ipcs(args) => tools::ipcs(args),
         Command::Ipcrm(args) => tools::ipcrm(args),
         Command::Links(args) => links::links(args),

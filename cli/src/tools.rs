@@ -1,4 +1,4 @@
-//! `migshm status`, `ipcs`, `ipcrm`: what a cluster holds, through the local daemon.
+//! `migshm status`, `upgrade`, `ipcs`, `ipcrm`: what a cluster holds, through the local daemon.
 //!
 //! The tools are clients like any program: the daemon answers them with what their user may see
 //! and do.
@@ -45,6 +45,13 @@ pub struct StatusArgs {
     /// As JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// Have the program that is in the place of the local node daemon's now take over from it; its programs go on.
+#[derive(Debug, clap::Args)]
+pub struct UpgradeArgs {
+    #[command(flatten)]
+    daemon: Daemon,
 }
 
 /// List the cluster's message queues, shared memory segments and semaphore sets, like ipcs(1).
@@ -242,6 +249,14 @@ impl Client {
         }
         Ok(queues)
     }
+}
+
+/// Returns when another daemon serves in the place of the one that was asked.
+pub fn upgrade(args: UpgradeArgs) -> anyhow::Result<ExitCode> {
+    let mut client = Client::connect(&args.daemon)?;
+    let (outcome, _) = client.request(|id| ToNode::Upgrade { id })?;
+    outcome.map_err(|errno| anyhow!("it cannot be replaced: {}", describe(errno)))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints the daemon's own account.

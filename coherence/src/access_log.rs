@@ -13,6 +13,7 @@
 //! How many events were forgotten is counted ([`AccessLog::forgotten`]). A process that shows up
 //! here is an address space: what it was before an `execve` is another.
 
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hash};
 
@@ -38,7 +39,7 @@ const USERS: usize = 4096;
 const REQUESTS: usize = 65_536;
 
 /// The log of one node.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct AccessLog {
     me: NodeId,
     users: FxHashMap<u32, Known>,
@@ -53,7 +54,7 @@ pub struct AccessLog {
 }
 
 /// What is known of a process.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Known {
     pid: i32,
     /// `None` until it is introduced.
@@ -63,22 +64,22 @@ struct Known {
 }
 
 /// Traffic of a process; none if there are no events.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Row {
     segment: SegmentId,
     traffic: Traffic,
 }
 
 /// Who used the pages of an extent last.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Recent {
     extent: Extent,
     /// The last of all, for pages that come unasked.
     last: u32,
-    by_page: [u32; EXTENT_PAGES as usize],
+    by_page: Box<[u32]>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Requested {
     time: Time,
     page: Page,
@@ -317,7 +318,7 @@ impl AccessLog {
             Box::new(Recent {
                 extent,
                 last: 0,
-                by_page: [0; EXTENT_PAGES as usize],
+                by_page: [0; EXTENT_PAGES as usize].into(),
             })
         })
     }

@@ -11,6 +11,7 @@
 //! Adjacent pages that go to one node are a run. Now and then the first page of a run is not pushed, and if another
 //! node or none asks for it then, the whole run is forgotten.
 
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 use migshm_protocol::page::Access;
@@ -34,7 +35,7 @@ const PAGES: usize = 1024;
 const LOCKS: usize = 256;
 
 /// What a process releases.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Lock {
     /// A semaphore of a set: its id, its number.
     Semaphore(i32, u16),
@@ -43,7 +44,7 @@ pub enum Lock {
 }
 
 /// A page to be pushed, as in [`crate::Input::Push`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Push {
     /// The page.
     pub page: Page,
@@ -54,21 +55,21 @@ pub struct Push {
 }
 
 /// What a node knows about its locks.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Carry {
     locks: FxHashMap<Lock, Habits>,
     /// The last release, and when it was.
     last: Option<(Lock, Time)>,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Habits {
     /// By page and by who takes it.
     pages: BTreeMap<(Page, NodeId), Habit>,
     last: Time,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Habit {
     access: Access,
     /// How often it was taken, or pushed as the first of a run, without a trial that failed.

@@ -14,6 +14,7 @@ mod recovery;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 use migshm_protocol::ids::{EXTENT_PAGES, MAX_NODES};
@@ -32,7 +33,7 @@ use recovery::{Rebuild, View};
 pub type Time = u64;
 
 /// What can be tuned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
     /// Nanoseconds for which a granted page stays at least, before it is given to another node.
     pub hold_min: Time,
@@ -224,7 +225,7 @@ pub enum Body<D> {
 }
 
 /// What an installed page contains.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Fill<D> {
     /// This.
     Data(D),
@@ -235,7 +236,7 @@ pub enum Fill<D> {
 }
 
 /// How often what happened, since the engine was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     /// Faults of local processes.
     pub faults: u64,
@@ -284,7 +285,7 @@ pub struct Footprint {
 /// A node's side of the protocol: its cache, and its directory of the extents at home here.
 ///
 /// `D` is the contents of a page: bytes in the daemon, a small value in tests.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Engine<D> {
     me: NodeId,
     config: Config,
@@ -309,7 +310,7 @@ pub struct Engine<D> {
     counters: Counters,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Segment {
     pages: u32,
     default_home: Option<NodeId>,
@@ -318,7 +319,7 @@ struct Segment {
 }
 
 /// What a node knows of an extent.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct ExtentState {
     home: Home,
     /// Whether this node has ever given the directory away.
@@ -330,7 +331,7 @@ struct ExtentState {
 }
 
 /// Where an extent's home is believed to be.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 enum Home {
     /// At the segment's default home.
     #[default]

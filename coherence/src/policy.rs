@@ -7,6 +7,7 @@
 //!
 //! [`Policy`] names the rules that there are; [`crate::replay`] compares them on what programs did.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
@@ -14,7 +15,7 @@ use migshm_protocol::{Extent, NodeId};
 use rustc_hash::FxHashMap;
 
 /// A rule that says when a home moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Policy {
     /// Never.
     Stay,
@@ -42,14 +43,14 @@ impl Default for Policy {
 }
 
 /// Counts requests for the extents at home here.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct HomePolicy {
     rule: Policy,
     extents: FxHashMap<Extent, Tally>,
 }
 
 /// What a rule remembers of an extent.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 enum Tally {
     /// Of [`Policy::Window`].
     Window(Window),
@@ -57,7 +58,7 @@ enum Tally {
     Ahead(NodeId, u16),
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Window {
     requests: u16,
     by: FxHashMap<NodeId, u16>,

@@ -8,6 +8,7 @@
 //! than the network faults once for each window, one that is faster finds each page on its way. A
 //! page that is declined ends the stream. A stream that is none costs a few pages.
 
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 use migshm_protocol::ids::EXTENT_PAGES;
@@ -31,7 +32,7 @@ const DEPTH: u32 = 8;
 const MAX_STRIDE: i64 = 64;
 
 /// Finds streams among the faults of a node.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Prefetcher {
     /// The one used last comes last.
     streams: VecDeque<Stream>,
@@ -91,7 +92,7 @@ impl Ask {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Stream {
     space: u64,
     segment: SegmentId,

@@ -75,6 +75,7 @@ mod tables;
 mod tests;
 mod user;
 
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use migshm_protocol::page::Access;
@@ -217,7 +218,7 @@ pub enum Action {
 }
 
 /// How often what happened, since the engine was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReleaseCounters {
     /// Faults of local processes.
     pub faults: u64,
@@ -256,7 +257,7 @@ pub struct ReleaseCounters {
 }
 
 /// A node's side of the protocol.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Release {
     tables: Tables,
     counters: ReleaseCounters,
@@ -265,7 +266,7 @@ pub struct Release {
 }
 
 /// All of the state that decides what happens next.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Tables {
     me: NodeId,
     page_size: usize,
@@ -298,7 +299,7 @@ struct Tables {
     releases: VecDeque<u64>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Segment {
     pages: u32,
     default_home: Option<NodeId>,
@@ -312,7 +313,7 @@ struct Segment {
     extents: Vec<Option<Box<ExtentState>>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct ExtentState {
     /// The extent's home.
     manager: Option<NodeId>,
@@ -327,7 +328,7 @@ struct ExtentState {
     lost: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Line {
     state: State,
     /// Whether it came without a fault.
@@ -336,7 +337,7 @@ struct Line {
     borrowed: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 enum State {
     /// At its home: here, and with no other node.
     #[default]
@@ -345,7 +346,7 @@ enum State {
     Dirty,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Twin {
     bytes: Box<[u8]>,
     /// Releases in a row that found no change.
@@ -354,7 +355,7 @@ struct Twin {
     alone: u8,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Pending {
     /// Of the fetch whose answer counts; 0 while the home is not known.
     number: u64,
@@ -379,7 +380,7 @@ struct Context<'a> {
     /// Pages that are to come home, by where they are.
     recalled: BTreeMap<(NodeId, SegmentId), Vec<u32>>,
     /// Changes for backups, and what waits until they are there.
-    replicated: BTreeMap<Extent, (Vec<(u32, Diff)>, Vec<Part>)>,
+    replicated: BTreeMap<Extent, (Vec<tables::PageDiff>, Vec<Part>)>,
 }
 
 /// Pages on their way out.

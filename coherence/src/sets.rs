@@ -1,9 +1,10 @@
 //! Sets of an extent's pages.
 
 use migshm_protocol::ids::EXTENT_PAGES;
+use serde::{Deserialize, Serialize};
 
 /// A set of the pages of one extent, by their index in it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PageSet([u64; EXTENT_PAGES as usize / 64]);
 
 impl PageSet {

@@ -1,5 +1,6 @@
 //! Which pages to give up first when memory runs short.
 
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 use migshm_protocol::{Page, SegmentId};
@@ -8,7 +9,7 @@ use rustc_hash::FxHashMap;
 /// Pages that are here and have their home elsewhere, in the order in which they came.
 ///
 /// A page that goes leaves its place in the queue behind, with a stamp that is no longer its own.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct Cached {
     stamps: FxHashMap<Page, u64>,
     queue: VecDeque<(u64, Page)>,

@@ -22,6 +22,7 @@ use crate::daemon::{
 };
 use crate::local::{self, Credentials, Packet, Sender, Socket};
 use crate::memory::{AttachId, Granted, SpaceId, UserId, View};
+use crate::start;
 use crate::tasks;
 use crate::uffd::Uffd;
 
@@ -298,12 +299,31 @@ impl Node {
                 self.post(from, &FromNode::Permitted { id, until }, &[], None);
             }
             ToNode::Reaped { id } => self.answer_confirmed(from, id, Ok(Answer::Value(0))),
+            ToNode::Upgrade { id } => {
+                if start::may_command(sender.uid) {
+                    self.upgraders.push((from, id));
+                    self.upgrade.notify_one();
+                } else {
+                    self.answer(from, id, Err(Errno::EPERM), &[], None);
+                }
+            }
             ToNode::Status { id } => {
                 let status = self.status().to_string();
                 self.answer(from, id, Ok(Answer::Value(0)), status.as_bytes(), None);
             }
         }
         Ok(())
+    }
+
+    /// Another daemon has taken the place of the one that was asked to let it, or could not.
+    pub(crate) fn answer_upgrade(&mut self, outcome: io::Result<()>) {
+        let outcome = match outcome {
+            Ok(()) => Ok(Answer::Value(0)),
+            Err(error) => Err(error.raw_os_error().map_or(Errno::EIO, Errno)),
+        };
+        for (connection, id) in std::mem::take(&mut self.upgraders) {
+            self.answer(connection, id, outcome, &[], None);
+        }
     }
 
     fn space_of(&self, pid: i32) -> Option<SpaceId> {

@@ -11,6 +11,7 @@
 //! The rest of `impl Node` is by subject: processes and their calls in `calls`, segments and pages
 //! in `pages`.
 
+use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fs::File;
@@ -41,6 +42,7 @@ use tokio::task::AbortHandle;
 use crate::cached::Cached;
 use crate::delegation::LEASE;
 use crate::exits::Exits;
+use crate::handover::descriptor;
 use crate::local::{Sender, Socket};
 use crate::membership::Remote;
 use crate::memory::{AttachId, Memory, SpaceId, View};
@@ -55,11 +57,14 @@ use crate::tasks::Timer;
 pub type Shared = Rc<RefCell<Node>>;
 
 /// A connection of a local process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ConnectionId(pub u64);
 
-/// The node daemon's state.
+/// The node daemon's state. What is not handed over to a daemon that takes this one's place is made anew
+/// there ([`crate::handover`]).
+#[derive(Serialize, Deserialize)]
 pub struct Node {
+    #[serde(skip)]
     pub(crate) this: Weak<RefCell<Node>>,
     pub(crate) name: String,
     pub(crate) id: NodeId,
@@ -67,6 +72,7 @@ pub struct Node {
     /// Bytes of memory this node gives to the cluster.
     pub(crate) budget: u64,
     /// `/dev/userfaultfd`, where it may be used.
+    #[serde(skip)]
     pub(crate) device: Option<File>,
     pub(crate) memory: Memory,
     pub(crate) engine: Engine<Bytes>,
@@ -74,8 +80,10 @@ pub struct Node {
     /// What travels with which lock.
     pub(crate) carry: Carry,
     pub(crate) prefetcher: Prefetcher,
+    #[serde(skip)]
     pub(crate) spin: Spin,
     /// What the engine wants done; empty between events.
+    #[serde(skip)]
     pub(crate) actions: Vec<Action<Bytes>>,
     pub(crate) log: AccessLog,
     /// The engine of segments with release consistency.
@@ -85,16 +93,22 @@ pub struct Node {
     /// What the coordinator is told when releases are done.
     pub(crate) outbox: Outbox,
     pub(crate) coordinator: Coordinator,
+    #[serde(skip)]
     pub(crate) inbox: VecDeque<(FromCoordinator, Vec<u8>)>,
+    #[serde(skip)]
     pub(crate) outputs: Vec<Output>,
     pub(crate) peers: FxHashMap<NodeId, Peer>,
     pub(crate) members: Vec<Member>,
+    #[serde(skip)]
     pub(crate) members_changed: Rc<Notify>,
     /// There may be an address space whose end nothing reports.
+    #[serde(skip)]
     pub(crate) quiet_space: Rc<Notify>,
     /// For links to other nodes; `None` on a single machine.
+    #[serde(skip)]
     pub(crate) endpoint: Option<Endpoint>,
 
+    #[serde(skip)]
     pub(crate) connections: FxHashMap<ConnectionId, Connection>,
     /// How many connections each user has.
     pub(crate) users: FxHashMap<u32, usize>,
@@ -110,6 +124,7 @@ pub struct Node {
     /// Attaches that were answered and not yet mapped.
     pub(crate) mapping: FxHashMap<AttachId, Attaching>,
     /// Whether what was told of such attaches is being taken.
+    #[serde(skip)]
     pub(crate) hearing: bool,
     /// Messages about segments whose memory is not here, until the coordinator has told.
     pub(crate) unknown: FxHashMap<SegmentId, Vec<(NodeId, PeerMessage, Bytes)>>,
@@ -133,22 +148,42 @@ pub struct Node {
     /// Until when processes may use shared pages, in milliseconds of `CLOCK_BOOTTIME`, in a cluster.
     pub(crate) lease: u64,
     /// A set was delegated: somebody has to extend the lease.
+    #[serde(skip)]
     pub(crate) delegated: Rc<Notify>,
     /// Requests that the coordinator has not answered.
     pub(crate) pending: FxHashMap<u64, Pending>,
     /// Pages that are here and have their home elsewhere.
     pub(crate) cached: Cached,
     /// Wakes the daemon when the engine or a turn is to be looked at, which is `timer_set` if it is set.
+    #[serde(skip)]
     pub(crate) timer: Option<Rc<Timer>>,
+    #[serde(skip)]
     pub(crate) timer_set: Option<Time>,
     pub(crate) last_id: u64,
     pub(crate) counters: Counters,
+    /// Links to other nodes that are spoken on, or about to be.
+    #[serde(skip)]
+    pub(crate) links: usize,
+    /// One of them has ended.
+    #[serde(skip)]
+    pub(crate) unlinked: Rc<Notify>,
+    /// No link is to be made: another daemon takes this one's place.
+    #[serde(skip)]
+    pub(crate) is_leaving: bool,
+    /// Somebody asks for that.
+    #[serde(skip)]
+    pub(crate) upgrade: Rc<Notify>,
+    /// Who, with the ids of their requests.
+    pub(crate) upgraders: Vec<(ConnectionId, u64)>,
+    /// How often this node's daemon was replaced while it served.
+    pub(crate) upgrades: u64,
     /// Reused by everything that sends or receives on a local socket.
+    #[serde(skip)]
     pub(crate) buffer: Vec<u8>,
 }
 
 /// What this daemon has done so far.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Counters {
     /// System V calls of local processes.
     pub calls: u64,
@@ -161,6 +196,7 @@ pub struct Counters {
 }
 
 /// Where System V calls are answered.
+#[derive(Serialize, Deserialize)]
 pub enum Coordinator {
     /// In this daemon: it serves one machine alone.
     Embedded(Box<Core>),
@@ -171,10 +207,12 @@ pub enum Coordinator {
 }
 
 /// Another node.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct Peer {
+    #[serde(skip)]
     pub(crate) link: Option<FrameSender>,
-    /// Of the link.
+    /// Of the link, or the last one; 0 if nothing can be lost that was sent before the next.
+    #[serde(skip)]
     pub(crate) number: u64,
     /// What is to be sent once there is a link.
     pub(crate) backlog: Vec<(PeerMessage, Bytes)>,
@@ -197,6 +235,7 @@ pub struct Connection {
 }
 
 /// A call that was sent to the coordinator without the caller's capabilities.
+#[derive(Serialize, Deserialize)]
 pub struct Again {
     pub(crate) call: Call,
     /// What follows it.
@@ -207,15 +246,17 @@ pub struct Again {
 }
 
 /// A local process that has ever called.
+#[derive(Serialize, Deserialize)]
 pub struct Process {
     pub(crate) id: ProcessId,
+    #[serde(with = "descriptor")]
     pub(crate) pidfd: OwnedFd,
     /// Its address space, if it has (or had) attaches.
     pub(crate) space: Option<SpaceId>,
 }
 
 /// An address space's entry.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct Resident {
     /// Whose it is; `None` for a child of a raw `clone` that has not made itself known.
     pub(crate) pid: Option<i32>,
@@ -225,10 +266,12 @@ pub struct Resident {
     pub(crate) user: u32,
     /// Whether that process has left it, while others live in it.
     pub(crate) is_left: bool,
+    #[serde(skip)]
     pub(crate) watcher: Option<AbortHandle>,
 }
 
 /// An attach between its answer and its mapping.
+#[derive(Serialize, Deserialize)]
 pub struct Attaching {
     pub(crate) connection: ConnectionId,
     pub(crate) space: SpaceId,
@@ -242,6 +285,7 @@ pub struct Attaching {
 }
 
 /// What to do with a coordinator's answer.
+#[derive(Serialize, Deserialize)]
 pub enum Pending {
     /// Pass it on to the connection.
     Call(ConnectionId),
@@ -274,64 +318,78 @@ impl Node {
         device: Option<File>,
         memory: Memory,
         coordinator: Coordinator,
-        endpoint: Option<Endpoint>,
         exits: Exits,
     ) -> Shared {
+        Node {
+            this: Weak::new(),
+            name,
+            id,
+            epoch,
+            budget,
+            device,
+            memory,
+            engine: Engine::new(id, CoherenceConfig::default()),
+            policy: HomePolicy::default(),
+            carry: Carry::default(),
+            prefetcher: Prefetcher::default(),
+            spin: Spin::default(),
+            actions: Vec::new(),
+            log: AccessLog::new(id),
+            release: Release::new(id, PAGE_SIZE),
+            with_release: FxHashMap::default(),
+            outbox: Outbox::default(),
+            coordinator,
+            inbox: VecDeque::new(),
+            outputs: Vec::new(),
+            peers: FxHashMap::default(),
+            members: Vec::new(),
+            members_changed: Rc::default(),
+            quiet_space: Rc::default(),
+            endpoint: None,
+            connections: FxHashMap::default(),
+            users: FxHashMap::default(),
+            descriptors: start::descriptor_limit(),
+            processes: FxHashMap::default(),
+            exits: Rc::new(exits),
+            effects: 0,
+            confirmed: 0,
+            spaces: FxHashMap::default(),
+            mapping: FxHashMap::default(),
+            hearing: false,
+            unknown: FxHashMap::default(),
+            behind: FxHashMap::default(),
+            orphans: Vec::new(),
+            guarded: Vec::new(),
+            arming: FxHashSet::default(),
+            held: FxHashMap::default(),
+            turns: Turns::default(),
+            unmapped: 0,
+            sets: Sets::default(),
+            lease: boottime() + LEASE,
+            delegated: Rc::new(Notify::new()),
+            pending: FxHashMap::default(),
+            cached: Cached::default(),
+            timer: None,
+            timer_set: None,
+            last_id: 0,
+            counters: Counters::default(),
+            links: 0,
+            unlinked: Rc::default(),
+            is_leaving: false,
+            upgrade: Rc::default(),
+            upgraders: Vec::new(),
+            upgrades: 0,
+            buffer: Vec::new(),
+        }
+        .shared()
+    }
+
+    /// The node, for the tasks of its thread.
+    pub(crate) fn shared(self) -> Shared {
         Rc::new_cyclic(|this| {
             RefCell::new(Node {
                 this: this.clone(),
-                name,
-                id,
-                epoch,
-                budget,
-                device,
-                memory,
-                engine: Engine::new(id, CoherenceConfig::default()),
-                policy: HomePolicy::default(),
-                carry: Carry::default(),
-                prefetcher: Prefetcher::default(),
-                spin: Spin::default(),
-                actions: Vec::new(),
-                log: AccessLog::new(id),
-                release: Release::new(id, PAGE_SIZE),
-                with_release: FxHashMap::default(),
-                outbox: Outbox::default(),
-                coordinator,
-                inbox: VecDeque::new(),
-                outputs: Vec::new(),
-                peers: FxHashMap::default(),
-                members: Vec::new(),
-                members_changed: Rc::default(),
-                quiet_space: Rc::default(),
-                endpoint,
-                connections: FxHashMap::default(),
-                users: FxHashMap::default(),
-                descriptors: start::descriptor_limit(),
-                processes: FxHashMap::default(),
-                exits: Rc::new(exits),
-                effects: 0,
-                confirmed: 0,
-                spaces: FxHashMap::default(),
-                mapping: FxHashMap::default(),
-                hearing: false,
-                unknown: FxHashMap::default(),
-                behind: FxHashMap::default(),
-                orphans: Vec::new(),
-                guarded: Vec::new(),
-                arming: FxHashSet::default(),
-                held: FxHashMap::default(),
-                turns: Turns::default(),
-                unmapped: 0,
-                sets: Sets::default(),
-                lease: boottime() + LEASE,
-                delegated: Rc::new(Notify::new()),
-                pending: FxHashMap::default(),
-                cached: Cached::default(),
-                timer: None,
-                timer_set: None,
-                last_id: 0,
-                counters: Counters::default(),
-                buffer: Vec::new(),
+                ..self
             })
         })
     }

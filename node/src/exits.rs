@@ -8,9 +8,25 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-/// Watches processes.
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Watches processes. Handed over, it watches none.
 #[derive(Debug)]
 pub struct Exits(OwnedFd);
+
+impl Serialize for Exits {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_unit()
+    }
+}
+
+impl<'de> Deserialize<'de> for Exits {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        <()>::deserialize(deserializer)?;
+        Exits::new().map_err(D::Error::custom)
+    }
+}
 
 impl Exits {
     /// Watches none yet.

@@ -15,6 +15,7 @@ mod calls;
 mod daemon;
 mod delegation;
 mod exits;
+mod handover;
 mod local;
 mod members;
 mod membership;
@@ -38,14 +39,15 @@ use std::time::Duration;
 
 use migshm_coordinator::{Core, Quotas, Settings};
 use migshm_protocol::local::{CLUSTER, SOCKET};
-use migshm_transport::LinkError;
+use migshm_transport::{Endpoint, FrameReceiver, LinkError};
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::{LocalSet, spawn_local};
+use tokio::task::{AbortHandle, LocalSet, spawn_local};
 
 use crate::daemon::{Coordinator, Node};
 use crate::exits::Exits;
-use crate::membership::Joined;
+use crate::handover::{Estate, Heir};
+use crate::membership::{Joined, Membership};
 use crate::memory::Memory;
 use crate::start::{Lock, Ready};
 use crate::uffd::Uffd;
@@ -82,6 +84,8 @@ pub struct Config {
     pub autostart: bool,
     /// A pipe to tell on when the daemon serves.
     pub ready_fd: Option<i32>,
+    /// What a daemon before this one, in the same process, has left.
+    pub handover_fd: Option<i32>,
 }
 
 /// Why a node daemon cannot serve.
@@ -154,13 +158,17 @@ pub enum Error {
         /// In its words.
         reason: String,
     },
+    /// Nobody can go on with what the daemon before this one had.
+    #[error("cannot take over from the daemon before this one: {0}")]
+    Handover(io::Error),
     /// Anything else of the system.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
 /// Serves until SIGINT or SIGTERM, or until nothing is left to serve where `config.autostart` says
-/// so. SIGHUP has a node of a cluster read its certificates again.
+/// so. SIGHUP has a node of a cluster read its certificates again; `migshm upgrade` has the program that
+/// is in this one's place now go on ([`handover`]).
 ///
 /// # Errors
 /// [`Error`], also told on `config.ready_fd`.
@@ -179,102 +187,54 @@ pub fn run(config: Config) -> Result<(), Error> {
 
 async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
     let directory = config.runtime_dir.clone();
-    let in_directory = |cause| Error::Directory {
-        path: directory.clone(),
-        cause,
-    };
-    start::runtime_directory(&directory).map_err(in_directory)?;
-    let cluster = directory.join(CLUSTER);
-    if config.autostart
-        && config.coordinator.is_none()
-        && let Ok(coordinator) = std::fs::read_to_string(&cluster)
-    {
-        // Programs of the cluster would find themselves alone, with nothing that they had.
-        return Err(Error::Absent {
-            coordinator,
-            file: cluster,
-        });
-    }
+    let program = handover::own_program()?;
     start::raise_descriptor_limit();
     start::keep_memory();
     let class = migshm_transport::run_early();
+    let Service {
+        node,
+        listener,
+        membership,
+        link,
+        connections,
+        refused,
+    } = match config.handover_fd {
+        Some(fd) => take_over(&config, fd)?,
+        None => begin(&config).await?,
+    };
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
 
-    let device = match Uffd::device() {
-        Ok(device) => Some(device),
-        Err(cause) if config.coordinator.is_some() => return Err(Error::Tracking { cause }),
-        Err(error) => {
-            tracing::info!(%error, "no {}: forks by raw clone(2) are not seen", uffd::DEVICE);
-            None
-        }
-    };
-    let device = device.filter(|device| config.coordinator.is_some() || can_track(device));
-    let memory = Memory::new(device.as_ref())?;
-    let budget = if config.memory == 0 {
-        start::physical_memory()
-    } else {
-        config.memory
-    };
-
-    let membership = match &config.coordinator {
-        Some(coordinator) => Some(membership::join(&config, coordinator, budget).await?),
-        None => None,
-    };
-    let lock = if config.autostart {
-        None
-    } else {
-        Some(Lock::take(&directory).map_err(in_directory)?)
-    };
-    let listener = Rc::new(tasks::watch(
-        start::listen(&directory).map_err(in_directory)?,
-    )?);
-    match &config.coordinator {
-        Some(coordinator) => std::fs::write(&cluster, coordinator).map_err(in_directory)?,
-        None if cluster.exists() => std::fs::remove_file(&cluster).map_err(in_directory)?,
-        None => {}
-    }
-    drop(lock);
-
-    let name = config.name.clone();
-    let node = match membership {
-        Some(Joined {
-            node,
-            epoch,
-            membership,
-            link,
-            receiver,
-        }) => {
-            let endpoint = membership.endpoint().clone();
-            let coordinator = Coordinator::Remote(link);
-            let node = Node::new(
-                name,
-                node,
-                epoch,
-                budget,
-                device,
-                memory,
-                coordinator,
-                Some(endpoint.clone()),
-                Exits::new()?,
-            );
-            spawn_local(membership.keep(Rc::clone(&node), receiver));
-            spawn_local(tasks::accept_peers(Rc::clone(&node), endpoint));
-            node
-        }
-        None => embedded(name, config.listen, budget, device, memory)?,
-    };
+    let terms = membership.as_ref().map(|m| m.terms().clone());
+    let endpoint = membership.as_ref().map(|m| m.endpoint().clone());
+    let listener = Rc::new(tasks::watch(listener)?);
     let timer = Rc::new(tasks::Timer::new()?);
-    node.borrow_mut().timer = Some(Rc::clone(&timer));
+    {
+        let mut node = node.borrow_mut();
+        node.timer = Some(Rc::clone(&timer));
+        node.endpoint.clone_from(&endpoint);
+    }
+    if let Some(membership) = membership {
+        spawn_local(membership.keep(Rc::clone(&node), link));
+    }
     spawn_local(tasks::keep_time(Rc::clone(&node), timer));
     spawn_local(tasks::look_for_news(Rc::clone(&node)));
     spawn_local(tasks::watch_exits(Rc::clone(&node)));
     spawn_local(tasks::probe(Rc::clone(&node)));
     spawn_local(tasks::keep_lease(Rc::clone(&node)));
     spawn_local(tasks::accept_local(Rc::clone(&node), Rc::clone(&listener)));
+    handover::attend(&node, connections)?;
+    node.borrow_mut().settle();
+    let upgraded = match refused {
+        true => Err(io::Error::from_raw_os_error(libc::ENOEXEC)),
+        false => Ok(()),
+    };
+    node.borrow_mut().answer_upgrade(upgraded);
+    let upgrade = Rc::clone(&node.borrow().upgrade);
+    let mut accepting = link_up(&node, endpoint.as_ref());
     ready.tell(Ok(()));
-    tracing::info!(node = config.name, directory = %directory.display(), budget, class, "serving");
+    tracing::info!(node = config.name, directory = %directory.display(), class, "serving");
 
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     let mut look = tokio::time::interval(LINGER);
     look.tick().await;
     let mut idle = false;
@@ -282,6 +242,18 @@ async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+            () = upgrade.notified() => {
+                tracing::info!(program = %program.display(), "hands over to");
+                accepting.inspect(AbortHandle::abort);
+                handover::leave_peers(&node).await;
+                let error = {
+                    let node = &mut node.borrow_mut();
+                    handover::exec(node, listener.get_ref(), terms.as_ref(), &program)
+                };
+                tracing::error!(%error, program = %program.display(), "cannot hand over, and goes on");
+                node.borrow_mut().answer_upgrade(Err(error));
+                accepting = link_up(&node, endpoint.as_ref());
+            }
             _ = look.tick(), if config.autostart => {
                 if !directory.join(SOCKET).exists() {
                     tracing::warn!("the runtime directory is gone: no process finds this daemon any more");
@@ -300,6 +272,147 @@ async fn serve(config: Config, ready: &mut Ready) -> Result<(), Error> {
     }
     tracing::info!(node = config.name, "stopped");
     Ok(())
+}
+
+/// What a daemon serves with.
+struct Service {
+    node: daemon::Shared,
+    listener: local::Socket,
+    /// Of a cluster.
+    membership: Option<Membership>,
+    /// From the coordinator.
+    link: Option<FrameReceiver>,
+    /// Those that there are already.
+    connections: Vec<Heir>,
+    /// Whether the program that was to take over could not.
+    refused: bool,
+}
+
+/// Links to other nodes, and has them link here.
+fn link_up(node: &daemon::Shared, endpoint: Option<&Endpoint>) -> Option<AbortHandle> {
+    node.borrow_mut().link_up();
+    let accept = tasks::accept_peers(Rc::clone(node), endpoint?.clone());
+    Some(spawn_local(accept).abort_handle())
+}
+
+/// A daemon that goes on with what the one before it had.
+fn take_over(config: &Config, fd: i32) -> Result<Service, Error> {
+    let (estate, refused) = handover::take(fd).map_err(Error::Handover)?;
+    let Estate {
+        mut node,
+        connections,
+        listener,
+        terms,
+    } = estate;
+    node.device = device(config)?;
+    node.memory.resume(node.device.as_ref())?;
+    let membership = terms
+        .map(|terms| Membership::resumed(config, terms))
+        .transpose()?;
+    tracing::info!(node = config.name, upgrades = node.upgrades, "took over");
+    Ok(Service {
+        node: node.shared(),
+        listener,
+        membership,
+        link: None,
+        connections,
+        refused,
+    })
+}
+
+/// `/dev/userfaultfd`, where it is of use.
+fn device(config: &Config) -> Result<Option<File>, Error> {
+    let device = match Uffd::device() {
+        Ok(device) => Some(device),
+        Err(cause) if config.coordinator.is_some() => return Err(Error::Tracking { cause }),
+        Err(error) => {
+            tracing::info!(%error, "no {}: forks by raw clone(2) are not seen", uffd::DEVICE);
+            None
+        }
+    };
+    Ok(device.filter(|device| config.coordinator.is_some() || can_track(device)))
+}
+
+/// A daemon where there was none.
+async fn begin(config: &Config) -> Result<Service, Error> {
+    let directory = config.runtime_dir.clone();
+    let in_directory = |cause| Error::Directory {
+        path: directory.clone(),
+        cause,
+    };
+    start::runtime_directory(&directory).map_err(in_directory)?;
+    let cluster = directory.join(CLUSTER);
+    if config.autostart
+        && config.coordinator.is_none()
+        && let Ok(coordinator) = std::fs::read_to_string(&cluster)
+    {
+        // Programs of the cluster would find themselves alone, with nothing that they had.
+        return Err(Error::Absent {
+            coordinator,
+            file: cluster,
+        });
+    }
+    let device = device(config)?;
+    let memory = Memory::new(device.as_ref())?;
+    let budget = if config.memory == 0 {
+        start::physical_memory()
+    } else {
+        config.memory
+    };
+
+    let joined = match &config.coordinator {
+        Some(coordinator) => Some(membership::join(config, coordinator, budget).await?),
+        None => None,
+    };
+    let lock = if config.autostart {
+        None
+    } else {
+        Some(Lock::take(&directory).map_err(in_directory)?)
+    };
+    let listener = start::listen(&directory).map_err(in_directory)?;
+    match &config.coordinator {
+        Some(coordinator) => std::fs::write(&cluster, coordinator).map_err(in_directory)?,
+        None if cluster.exists() => std::fs::remove_file(&cluster).map_err(in_directory)?,
+        None => {}
+    }
+    drop(lock);
+
+    let name = config.name.clone();
+    let (node, membership, link) = match joined {
+        Some(Joined {
+            node,
+            epoch,
+            membership,
+            link,
+            receiver,
+        }) => {
+            let coordinator = Coordinator::Remote(link);
+            let exits = Exits::new()?;
+            let node = Node::new(
+                name,
+                node,
+                epoch,
+                budget,
+                device,
+                memory,
+                coordinator,
+                exits,
+            );
+            (node, Some(membership), Some(receiver))
+        }
+        None => {
+            let node = embedded(name, config.listen, budget, device, memory)?;
+            (node, None, None)
+        }
+    };
+    Ok(Service {
+        node,
+        listener,
+        membership,
+        link,
+        connections: Vec::new(),
+        refused: false,
+    })
 }
 
 /// Ends the service unless a process has come meanwhile. Under the lock, so that a program that
@@ -360,7 +473,6 @@ fn embedded(
         device,
         memory,
         Coordinator::Embedded(core),
-        None,
         Exits::new()?,
     );
     {

@@ -1,5 +1,7 @@
 //! The unix socket that processes of this node talk to, and what the kernel says about them.
 
+use crate::handover::descriptor;
+use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
 use std::mem;
@@ -11,8 +13,8 @@ use std::path::Path;
 use migshm_protocol::call::Memlock;
 
 /// A `SOCK_SEQPACKET` unix socket, nonblocking.
-#[derive(Debug)]
-pub struct Socket(OwnedFd);
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Socket(#[serde(with = "descriptor")] OwnedFd);
 
 /// Who is at the other end of a connection, as the kernel knows it from `connect(2)`.
 #[derive(Debug)]
@@ -42,7 +44,7 @@ pub struct Packet {
 
 /// The process that sent a packet, as the kernel knew it then (`SCM_CREDENTIALS`): not
 /// necessarily the one that connected, as forked children have its descriptors.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sender {
     /// In the daemon's pid namespace; 0 if it has no name there.
     pub pid: i32,

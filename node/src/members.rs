@@ -73,7 +73,41 @@ impl Node {
         if is_next {
             self.on_unreachable(peer);
         }
+        if self.is_leaving {
+            self.end_link(peer);
+        }
         Some(number)
+    }
+
+    /// Ends all links, once what was sent on them has arrived.
+    pub(crate) fn end_links(&mut self) {
+        let peers: Vec<NodeId> = self.peers.keys().copied().collect();
+        peers.into_iter().for_each(|peer| self.end_link(peer));
+    }
+
+    fn end_link(&mut self, peer: NodeId) {
+        if let Some(link) = self.peers.get_mut(&peer).and_then(|p| p.link.take()) {
+            tasks::end_link(link);
+        }
+    }
+
+    /// A member has said all that it will say on a link, as another daemon takes its place: so will this
+    /// one, and nothing is lost with the link.
+    pub(crate) fn on_link_ended(&mut self, peer: NodeId, number: u64) {
+        if !self.is_linked(peer, number) {
+            return;
+        }
+        self.end_link(peer);
+        if let Some(entry) = self.peers.get_mut(&peer) {
+            entry.number = 0;
+        }
+    }
+
+    /// Links to the members with a higher slot.
+    pub(crate) fn link_up(&mut self) {
+        self.is_leaving = false;
+        let above = self.members.iter().filter(|member| member.node > self.id);
+        above.for_each(|member| tasks::connect_peer(self, member.clone()));
     }
 
     /// Whether messages of a link count.

@@ -24,7 +24,7 @@ use migshm_protocol::{NodeId, VERSION};
 use migshm_transport::{
     Carrier, Endpoint, Frame, FrameReceiver, FrameSender, Identity, LinkError, Peer,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::daemon::{Coordinator, Shared};
 use crate::{Config, Error};
@@ -37,9 +37,10 @@ const ELECTION: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The node's side of the session with the coordinator.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Remote {
     session: Session,
+    #[serde(skip)]
     link: Option<Carrier>,
 }
 
@@ -60,8 +61,16 @@ pub struct Joined {
 /// A membership, and what it takes to reach the coordinator again.
 pub struct Membership {
     endpoint: Endpoint,
-    coordinators: Vec<SocketAddr>,
     patience: Option<Duration>,
+    terms: Terms,
+}
+
+/// What a daemon needs to go on with the membership of the one before it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Terms {
+    coordinators: Vec<SocketAddr>,
+    /// Where the node's endpoint is bound.
+    own: SocketAddr,
     /// Opens a link that goes on.
     resume: ToCoordinator,
 }
@@ -95,10 +104,7 @@ enum Interrupted {
 /// # Errors
 /// [`Error`]: the coordinator cannot be reached, or refuses.
 pub async fn join(config: &Config, coordinator: &str, budget: u64) -> Result<Joined, Error> {
-    let pki = config.pki.as_ref().ok_or(Error::NoPki)?;
-    let identity = Identity::load(pki, &Peer::node(&config.name)?)?;
-    let endpoint = Endpoint::bind(config.listen, &identity)?;
-    tokio::task::spawn_local(migshm_transport::follow(endpoint.clone(), pki.clone())?);
+    let endpoint = bind(config, config.listen)?;
     let coordinators = resolve(coordinator, config.listen).await?;
     let unreachable = |cause| Error::Unreachable {
         coordinator: coordinator.to_owned(),
@@ -151,10 +157,13 @@ pub async fn join(config: &Config, coordinator: &str, budget: u64) -> Result<Joi
                 node,
                 epoch,
                 membership: Membership {
-                    endpoint,
-                    coordinators,
                     patience: config.patience,
-                    resume,
+                    terms: Terms {
+                        coordinators,
+                        own: endpoint.local_address()?,
+                        resume,
+                    },
+                    endpoint,
                 },
                 link: Remote {
                     session,
@@ -168,28 +177,62 @@ pub async fn join(config: &Config, coordinator: &str, budget: u64) -> Result<Joi
     }
 }
 
+/// The socket for all links of a node.
+fn bind(config: &Config, address: SocketAddr) -> Result<Endpoint, Error> {
+    let pki = config.pki.as_ref().ok_or(Error::NoPki)?;
+    let identity = Identity::load(pki, &Peer::node(&config.name)?)?;
+    let endpoint = Endpoint::bind(address, &identity)?;
+    tokio::task::spawn_local(migshm_transport::follow(endpoint.clone(), pki.clone())?);
+    Ok(endpoint)
+}
+
 impl Membership {
+    /// Goes on with the membership of the daemon before this one.
+    ///
+    /// # Errors
+    /// [`Error`]: the endpoint cannot be made.
+    pub fn resumed(config: &Config, terms: Terms) -> Result<Membership, Error> {
+        Ok(Membership {
+            endpoint: bind(config, terms.own)?,
+            patience: config.patience,
+            terms,
+        })
+    }
+
+    /// What the next daemon needs.
+    #[must_use]
+    pub fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
     /// The socket for all links of this node.
     #[must_use]
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// Hands the coordinator's messages to the node, and finds it again when the link is lost, until the
-    /// membership ends.
-    pub async fn keep(self, node: Shared, mut receiver: FrameReceiver) {
+    /// Hands the coordinator's messages to the node, and finds it again when the link is lost, or there is
+    /// none, until the membership ends.
+    pub async fn keep(self, node: Shared, mut link: Option<FrameReceiver>) {
+        let name = node.borrow().name.clone();
         let reason = loop {
-            let error = match hear(&node, &mut receiver).await {
-                Interrupted::Link(error) => error,
-                misbehaviour => break misbehaviour.to_string(),
-            };
-            let Some(name) = interrupt(&node) else { return };
-            tracing::warn!(node = name, %error, "the link to the coordinator is lost; calls wait");
+            if let Some(receiver) = &mut link {
+                let error = match hear(&node, receiver).await {
+                    Interrupted::Link(error) => error,
+                    misbehaviour => break misbehaviour.to_string(),
+                };
+                if !interrupt(&node) {
+                    return;
+                }
+                tracing::warn!(node = name, %error, "the link to the coordinator is lost; calls wait");
+            }
             match self.find(&node).await {
-                Ok(found) => receiver = found,
+                Ok(found) => link = Some(found),
                 Err(reason) => break reason,
             }
             tracing::info!(node = name, "the coordinator is back");
+            // Programs may have to wait for this answer.
+            node.borrow_mut().extend_lease();
         };
         let mut node = node.borrow_mut();
         if let Coordinator::Remote(_) = node.coordinator {
@@ -223,8 +266,9 @@ impl Membership {
                 return Ok(Resumed::Refused("it was given up".to_owned()));
             }
         };
-        let resume = opening(&self.resume, received)?;
-        let (sender, receiver, frame) = open(&self.endpoint, &self.coordinators, &resume).await?;
+        let resume = opening(&self.terms.resume, received)?;
+        let (sender, receiver, frame) =
+            open(&self.endpoint, &self.terms.coordinators, &resume).await?;
         let (header, message) = parse(&frame)?;
         match message {
             FromCoordinator::Resumed => {}
@@ -389,16 +433,14 @@ fn take(node: &Shared, frame: &Frame) -> Result<(), Interrupted> {
     Ok(())
 }
 
-/// Gives up the link; gives the node's name, or nothing if its membership has ended.
-fn interrupt(node: &Shared) -> Option<String> {
-    let mut node = node.borrow_mut();
-    let name = node.name.clone();
-    match &mut node.coordinator {
+/// Gives up the link; false if the membership has ended.
+fn interrupt(node: &Shared) -> bool {
+    match &mut node.borrow_mut().coordinator {
         Coordinator::Remote(remote) => {
             remote.link = None;
-            Some(name)
+            true
         }
-        Coordinator::Embedded(_) | Coordinator::Lost => None,
+        Coordinator::Embedded(_) | Coordinator::Lost => false,
     }
 }
 

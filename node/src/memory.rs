@@ -24,6 +24,7 @@ mod range;
 mod segment;
 mod spaces;
 
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
@@ -52,8 +53,10 @@ const PAGE: u64 = PAGE_SIZE as u64;
 const WOKEN: usize = 256;
 
 /// All segments and address spaces of the node.
+#[derive(Serialize, Deserialize)]
 pub struct Memory {
     /// Of the daemon's own mappings; `None` where userfaultfd is not to be had.
+    #[serde(skip)]
     own: Option<Uffd>,
     segments: FxHashMap<SegmentId, Segment>,
     /// The address spaces. What concerns a segment's pages as well is done by [`Memory`].
@@ -71,7 +74,7 @@ pub struct Memory {
 }
 
 /// Whether processes get at tracked pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Fence {
     Open,
     /// They wait.
@@ -81,7 +84,7 @@ enum Fence {
 }
 
 /// A thread that waits for a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Waiter {
     /// Its address space.
     pub space: SpaceId,
@@ -109,6 +112,21 @@ impl Memory {
             unplaced: FxHashMap::default(),
             fence: Fence::Open,
         })
+    }
+
+    /// Goes on with what was handed over: the daemon's own mappings are made anew.
+    ///
+    /// # Errors
+    /// Those of [`Memory::new`] and [`Memory::track`].
+    pub fn resume(&mut self, device: Option<&File>) -> io::Result<()> {
+        self.own = device.map(Uffd::own).transpose()?;
+        let Some(own) = &self.own else {
+            return Ok(());
+        };
+        for (id, segment) in &mut self.segments {
+            segment.resume(self.spaces.is_tracked(*id), own)?;
+        }
+        Ok(())
     }
 
     /// Makes a segment's memory, all holes.

@@ -7,6 +7,7 @@
 //! this: what it grants the node for writing, the node may use for reading, and what it takes away
 //! is gone at once for both.
 
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 use migshm_coherence::{Config as CoherenceConfig, Time};
@@ -19,7 +20,7 @@ use crate::memory::{Memory, SpaceId, UserId, View, Waiter};
 use crate::pages::now;
 
 /// Whose turn it is with each page, and who waits for his.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct Turns {
     /// Of pages whose replicas were emptied for a local writer: when.
     writers: FxHashMap<Page, Time>,
@@ -31,7 +32,7 @@ pub struct Turns {
 }
 
 /// A thread's touch of a page that has to wait.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Touch {
     space: SpaceId,
     address: u64,

@@ -7,6 +7,7 @@
 //! behind it, so that the coordinator hears everything in order. An answer of the coordinator's is
 //! an *acquire*, and follows the write notices that it implies.
 
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 use bytes::Bytes;
@@ -25,9 +26,10 @@ use crate::pages::now;
 use crate::readers::Turns;
 
 /// What the coordinator is told once releases are done. The first waits for one, if there is any.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct Outbox(VecDeque<Held>);
 
+#[derive(Serialize, Deserialize)]
 struct Held {
     message: ToCoordinator,
     /// What follows it.

@@ -1,5 +1,7 @@
 //! Semaphore sets that are delegated to this node, in memory that its processes operate on.
 
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -11,13 +13,14 @@ use migshm_protocol::control::{Debt, SetState};
 use migshm_semaphores::{Account, Layout, SEATS, Set, State};
 use rustc_hash::FxHashMap;
 
+use crate::handover::descriptor;
 use crate::memory::sealed;
 
 /// Sets with memory at once; each takes a descriptor.
 const SETS_MAX: usize = 1024;
 
 /// The sets that have ever been delegated to this node and still exist.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct Sets {
     sets: FxHashMap<i32, Shared>,
     /// Until when processes may operate, in milliseconds of `CLOCK_BOOTTIME`.
@@ -25,6 +28,7 @@ pub struct Sets {
 }
 
 /// A set's memory, and who uses it.
+#[derive(Serialize, Deserialize)]
 struct Shared {
     memory: SharedMemory,
     /// Number of the delegation, while there is one.
@@ -222,6 +226,11 @@ impl SharedMemory {
     fn new(layout: Layout) -> io::Result<SharedMemory> {
         let length = layout.words() * size_of::<AtomicU64>();
         let file = sealed(c"semaphores of migshm", length as u64)?;
+        SharedMemory::map(file, layout)
+    }
+
+    fn map(file: File, layout: Layout) -> io::Result<SharedMemory> {
+        let length = layout.words() * size_of::<AtomicU64>();
         // SAFETY: a new mapping of a file that is that long and cannot shrink.
         let address = unsafe {
             libc::mmap(
@@ -249,6 +258,39 @@ impl SharedMemory {
         // it access it atomically, or are free to spoil it.
         let words = unsafe { std::slice::from_raw_parts(self.words.as_ptr(), self.layout.words()) };
         Set::new(words, self.layout).expect("as long as the layout says")
+    }
+}
+
+/// A set's memory on its way to the next daemon.
+#[derive(Serialize)]
+struct Leaving<'a> {
+    #[serde(with = "descriptor")]
+    file: &'a File,
+    semaphores: usize,
+}
+
+/// It, as it comes.
+#[derive(Deserialize)]
+struct Coming {
+    #[serde(with = "descriptor")]
+    file: File,
+    semaphores: usize,
+}
+
+impl Serialize for SharedMemory {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let semaphores = self.layout.semaphores();
+        let file = &self.file;
+        Leaving { file, semaphores }.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for SharedMemory {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Coming { file, semaphores } = Coming::deserialize(deserializer)?;
+        let layout =
+            Layout::of(semaphores).ok_or_else(|| D::Error::custom("too many semaphores"))?;
+        SharedMemory::map(file, layout).map_err(D::Error::custom)
     }
 }
 

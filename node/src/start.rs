@@ -60,6 +60,12 @@ pub fn is_for_all_users() -> bool {
     user() == 0
 }
 
+/// Whether a user may tell this daemon what to do.
+#[must_use]
+pub fn may_command(uid: u32) -> bool {
+    uid == 0 || uid == user()
+}
+
 fn user() -> u32 {
     // SAFETY: geteuid cannot fail.
     unsafe { libc::geteuid() }

@@ -43,6 +43,7 @@ impl Node {
             "cached_pages": self.cached.len(),
             "replicated_pages": self.memory.replicated(),
             "tracking": self.device.is_some(),
+            "upgrades": self.upgrades,
             "counters": {
                 "calls": self.counters.calls,
                 "faults": self.counters.faults,

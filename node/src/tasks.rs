@@ -14,7 +14,7 @@ use migshm_protocol::control::Member;
 use migshm_protocol::page::{PeerHello, PeerMessage};
 use migshm_protocol::polling::Polling;
 use migshm_protocol::{NodeId, VERSION};
-use migshm_transport::{Endpoint, FrameReceiver, Incoming, Link, LinkError, Peer};
+use migshm_transport::{Endpoint, FrameReceiver, FrameSender, Incoming, Link, LinkError, Peer};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::{AbortHandle, spawn_local};
@@ -79,9 +79,8 @@ pub async fn accept_local(node: Shared, listener: Rc<AsyncFd<Socket>>) -> io::Re
                     tracing::error!("cannot watch a connection");
                     continue;
                 };
-                let task = spawn_local(serve_connection(Rc::clone(&node), id, Rc::clone(&socket)));
-                node.borrow_mut()
-                    .on_connect(id, user, socket, task.abort_handle());
+                let task = serve(&node, id, &socket);
+                node.borrow_mut().on_connect(id, user, socket, task);
             }
             Err(error) if is_later(&error) => ready.clear_ready(),
             Err(error) => {
@@ -91,6 +90,11 @@ pub async fn accept_local(node: Shared, listener: Rc<AsyncFd<Socket>>) -> io::Re
             }
         }
     }
+}
+
+/// Serves a connection until it ends.
+pub fn serve(node: &Shared, id: ConnectionId, socket: &Rc<AsyncFd<Socket>>) -> AbortHandle {
+    spawn_local(serve_connection(Rc::clone(node), id, Rc::clone(socket))).abort_handle()
 }
 
 async fn serve_connection(node: Shared, id: ConnectionId, socket: Rc<AsyncFd<Socket>>) {
@@ -283,14 +287,20 @@ pub async fn keep_time(node: Shared, timer: Rc<Timer>) -> io::Result<()> {
 /// Accepts other nodes, for ever.
 pub async fn accept_peers(node: Shared, endpoint: Endpoint) {
     while let Some(incoming) = endpoint.accept().await {
-        spawn_local(accept_peer(Rc::clone(&node), incoming));
+        // Counted at once: who has been accepted must not be turned away.
+        let Some(counted) = Counted::new(&node) else {
+            return;
+        };
+        spawn_local(accept_peer(counted, incoming));
     }
 }
 
-async fn accept_peer(node: Shared, incoming: Incoming) {
+async fn accept_peer(counted: Counted, incoming: Incoming) {
     let address = incoming.address();
     match incoming.link().await {
-        Ok(link) => hear_peer(node, link).await,
+        Ok(link) => {
+            hear_peer(&counted.0, link).await;
+        }
         Err(error) => tracing::warn!(%address, %error, "refused a link"),
     }
 }
@@ -310,8 +320,15 @@ pub fn connect_peer(node: &Node, member: Member) {
             if !node.borrow().members.contains(&member) {
                 return;
             }
+            let Some(counted) = Counted::new(&node) else {
+                return;
+            };
             match endpoint.connect(member.address, &expected).await {
-                Ok(link) => hear_peer(node, link).await,
+                Ok(link) => {
+                    if hear_peer(&node, link).await == Parting::Ended {
+                        continue;
+                    }
+                }
                 Err(error) => {
                     let mut node = node.borrow_mut();
                     // It may have come back meanwhile, elsewhere: that it can be reached another task tries.
@@ -322,13 +339,46 @@ pub fn connect_peer(node: &Node, member: Member) {
                     node.on_unreachable(member.node);
                 }
             }
+            drop(counted);
             tokio::time::sleep(RECONNECT_PAUSE).await;
         }
     });
 }
 
-/// Greets the node at the other end and hands its messages on, until the link is lost.
-async fn hear_peer(node: Shared, link: Link) {
+/// A link, or an attempt to make one, for as long as it lives.
+struct Counted(Shared);
+
+impl Counted {
+    /// Nothing if no link is to be made.
+    fn new(node: &Shared) -> Option<Counted> {
+        let mut counting = node.borrow_mut();
+        if counting.is_leaving {
+            return None;
+        }
+        counting.links += 1;
+        Some(Counted(Rc::clone(node)))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut node = self.0.borrow_mut();
+        node.links -= 1;
+        node.unlinked.notify_waiters();
+    }
+}
+
+/// How a link has come to its end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Parting {
+    /// Both sides have what was sent; another daemon takes the place of one.
+    Ended,
+    /// What was sent may be lost.
+    Lost,
+}
+
+/// Greets the node at the other end and hands its messages on, until the link is no more.
+async fn hear_peer(node: &Shared, link: Link) -> Parting {
     let Link {
         peer,
         sender,
@@ -344,21 +394,27 @@ async fn hear_peer(node: Shared, link: Link) {
         }
     };
     sender.send(&hello, &[]);
-    let from = match greet(&node, &peer, &mut receiver).await {
+    let from = match greet(node, &peer, &mut receiver).await {
         Ok(from) => from,
         Err(error) => {
             tracing::warn!(?peer, %error, "refused a node");
             sender.close(&error.to_string());
-            return;
+            return Parting::Lost;
         }
     };
     let linked = node.borrow_mut().on_link(from, sender.clone());
-    let Some(number) = linked else { return };
+    let Some(number) = linked else {
+        return Parting::Lost;
+    };
     let error = loop {
         let frame = match receiver.next().await {
             Ok(frame) => frame,
             // What this side closes it has a reason for, which was said.
             Err(error @ LinkError::ClosedHere) => break error,
+            Err(LinkError::Ended) => {
+                node.borrow_mut().on_link_ended(from, number);
+                return Parting::Ended;
+            }
             Err(error) => {
                 tracing::error!(peer = %from, %error, "the link to a node broke");
                 break error;
@@ -370,7 +426,7 @@ async fn hear_peer(node: Shared, link: Link) {
                 if !node.is_linked(from, number) {
                     // Its membership has ended, or it has linked anew.
                     sender.close("outdated");
-                    return;
+                    return Parting::Lost;
                 }
                 node.on_peer(from, message, raw);
             }
@@ -382,6 +438,12 @@ async fn hear_peer(node: Shared, link: Link) {
         }
     };
     node.borrow_mut().on_link_lost(from, number, &error);
+    Parting::Lost
+}
+
+/// Ends a direction of a link; what was sent on it arrives.
+pub fn end_link(link: FrameSender) {
+    spawn_local(async move { link.finish().await });
 }
 
 /// Reads the other node's greeting; returns its slot once the coordinator has named it a member.

@@ -3,12 +3,14 @@
 //! Constants and layouts are those of `linux/userfaultfd.h`; behaviour is described in
 //! `ioctl_userfaultfd(2)` and `Documentation/admin-guide/mm/userfaultfd.rst`.
 
+use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use migshm_protocol::ids::PAGE_SIZE;
 
+use crate::handover::descriptor;
 use crate::memory::Adjacent;
 
 /// The device whose descriptors make userfaultfds that also handle faults in kernel mode.
@@ -140,8 +142,8 @@ pub enum Done {
 }
 
 /// One address space's userfaultfd.
-#[derive(Debug)]
-pub struct Uffd(OwnedFd);
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Uffd(#[serde(with = "descriptor")] OwnedFd);
 
 impl Uffd {
     /// Opens [`DEVICE`].

@@ -117,6 +117,13 @@ pub enum ToNode {
         /// Echoed in the answer.
         id: u64,
     },
+    /// The program that the daemon's file is now is to take its place, and serve this connection too.
+    /// For root and the daemon's own user; answered by [`FromNode::Answer`] once that has happened, or
+    /// cannot.
+    Upgrade {
+        /// Echoed in the answer.
+        id: u64,
+    },
     /// What the daemon counts and knows; answered by [`FromNode::Answer`], JSON after it.
     Status {
         /// Echoed in the answer.

@@ -32,6 +32,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 pub use process::{LIMIT, Outcome, Process, run};
+pub use random::Random;
 pub use solo::Solo;
 
 /// How long [`eventually`] waits for what is promised, but for no particular time.

@@ -209,6 +209,16 @@ impl Process {
         status.expect("it has ended")
     }
 
+    /// Whether the program has ended.
+    ///
+    /// # Panics
+    /// Never: it is a child.
+    #[must_use]
+    pub fn has_ended(&mut self) -> bool {
+        let status = self.child.try_wait().expect("it is a child");
+        status.is_some()
+    }
+
     /// Its pid.
     ///
     /// # Panics

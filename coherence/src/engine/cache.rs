@@ -2,13 +2,14 @@
 
 use migshm_protocol::page::{Access, Contents, PageMessage};
 use migshm_protocol::{Extent, NodeId, Page};
+use serde::{Deserialize, Serialize};
 
 use super::hold::Hold;
 use super::home::Asked;
 use super::{Action, Body, Context, Engine, Fill, Home, Known, Time, first_page, is_node, slot};
 
 /// This node's copy of a page.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Line {
     pub(super) state: State,
     /// The home has asked for the copy and must wait until the hold ends.
@@ -20,7 +21,7 @@ pub(super) struct Line {
 const _: () = assert!(size_of::<Line>() <= 8);
 
 /// What a copy is good for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) enum State {
     /// No copy.
     #[default]
@@ -59,7 +60,7 @@ impl State {
 }
 
 /// A page that was asked for, or will be.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Pending<D> {
     /// What was asked for.
     pub(super) access: Access,
@@ -97,7 +98,7 @@ impl<D> Pending<D> {
 }
 
 /// A grant, as in [`PageMessage::Grant`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Grant<D> {
     pub(super) access: Access,
     pub(super) acks: u16,
@@ -107,7 +108,7 @@ pub(super) struct Grant<D> {
 }
 
 /// What a home asks a holder to do for a requester.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) enum Take {
     /// Send the contents, keep a readable copy or none.
     Give(Give),
@@ -116,7 +117,7 @@ pub(super) enum Take {
 }
 
 /// As in [`PageMessage::Forward`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Give {
     pub(super) home: NodeId,
     pub(super) access: Access,

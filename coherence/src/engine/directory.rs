@@ -5,6 +5,7 @@
 //! set is kept once, however many entries name it. That is exact for any number of sharers, and
 //! costs something only for groups that differ: a bit for each node up to the highest.
 
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 use migshm_protocol::NodeId;
@@ -14,7 +15,7 @@ use migshm_protocol::nodes::Members;
 use super::NodeSet;
 
 /// Where the pages of an extent are, or will be once their transactions under way end.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Directory {
     entries: Box<[Entry]>,
     groups: Groups,
@@ -25,7 +26,7 @@ pub(super) struct Directory {
 }
 
 /// Where a page is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Entry {
     /// The number of the node that answers for the contents, with [`BUSY`]; [`UNTOUCHED`] or
     /// [`LOST`] if there is none.
@@ -223,10 +224,10 @@ impl Entry {
 }
 
 /// Sets of nodes, each once, by number.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Groups(Vec<Group>);
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Group {
     /// As [`NodeSet::words`].
     words: Arc<[u64]>,

@@ -9,9 +9,10 @@
 //! wants needs no timer: the window is only looked at when somebody asks.
 
 use super::{Config, Time};
+use serde::{Deserialize, Serialize};
 
 /// When a page last came: 4 bytes of its line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Hold {
     /// In units of 1.024 us, modulo 2^32 (73 minutes: mistaken at worst for one more window);
     /// 0 for never.

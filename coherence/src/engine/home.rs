@@ -1,5 +1,6 @@
 //! A node as the home of extents: the directory, and one transaction at a time for each page.
 
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 use migshm_protocol::ids::{EXTENT_PAGES, MAX_NODES};
@@ -12,7 +13,7 @@ use super::{Action, Body, Context, Engine, Fill, NodeSet, slot};
 
 /// A page's transaction that others than the home and the requester take part in, or that waits
 /// for the end of the home's own hold.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Transaction<D> {
     /// Who will say that it is done.
     pub(super) requester: NodeId,
@@ -25,7 +26,7 @@ pub(super) struct Transaction<D> {
 }
 
 /// What a home does for other nodes, one at a time for each page.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Work<D> {
     Request(Asked),
     WriteBack { page: Page, owner: NodeId, data: D },
@@ -33,7 +34,7 @@ pub(super) enum Work<D> {
 }
 
 /// What the directory said of a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Before {
     pub(super) owner: NodeId,
     /// None of them if the owner had the page exclusively.
@@ -41,7 +42,7 @@ pub(super) struct Before {
 }
 
 /// A request, as in [`PageMessage::Request`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Asked {
     pub(super) page: Page,
     pub(super) access: Access,

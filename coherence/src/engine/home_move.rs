@@ -4,6 +4,7 @@
 //! but its own last messages can still be on its way to somebody. The fence waits for these to
 //! arrive, and the directory leaves. What came meanwhile, and what will come, is passed on.
 
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 use migshm_protocol::page::{DirectoryEntry, PageMessage};
@@ -14,7 +15,7 @@ use super::home::Work;
 use super::{Action, Body, Context, Engine, Home, Known, NodeSet, first_page, is_node};
 
 /// An extent on its way to another home.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Move<D> {
     pub(super) to: NodeId,
     /// Who has yet to acknowledge the fence; `None` while transactions are under way.

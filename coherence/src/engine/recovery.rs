@@ -29,6 +29,7 @@
 //! - Another death begins another view, whatever the state of the last one: its messages are the old
 //!   ones then, and its directories, half made or not, say only what was touched and lost.
 
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 use migshm_protocol::page::{Access, Contents, Holding, PageMessage};
@@ -42,7 +43,7 @@ use super::{Action, Body, Context, Engine, Fill, Home};
 use crate::sets::PageSet;
 
 /// What this node knows of the view.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct View<D> {
     pub(super) number: u64,
     /// The other nodes that were members when it began.
@@ -56,7 +57,7 @@ pub(super) struct View<D> {
 }
 
 /// A message of a view that has not begun here, or is not flushed.
-#[derive(Clone, Debug, Hash)]
+#[derive(Clone, Debug, Hash, Serialize, Deserialize)]
 pub(super) struct Early<D> {
     pub(super) from: NodeId,
     pub(super) view: u64,
@@ -65,7 +66,7 @@ pub(super) struct Early<D> {
 }
 
 /// A directory that is made from what the survivors hold.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Rebuild<D> {
     /// Who has yet to say what it holds.
     pub(super) awaited: NodeSet,

@@ -28,13 +28,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use migshm_protocol::page::Access;
 use migshm_protocol::release::ReleaseMessage;
 use migshm_protocol::{Extent, NodeId, Page, SegmentId};
+use serde::{Deserialize, Serialize};
 
 use super::loans::Request;
 use super::tables::{encode, first_page, split_diffs};
 use super::{Action, Context, Diff, Pending, Release, State};
 
 /// Diffs that were sent and are not known to be merged.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Unmerged {
     /// Where they are to be merged.
     pub(super) to: NodeId,
@@ -43,7 +44,7 @@ pub(super) struct Unmerged {
 }
 
 /// What is needed should the receiver die.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) enum Kept {
     Nothing,
     /// To a durable page's home: the diffs.
@@ -53,7 +54,7 @@ pub(super) enum Kept {
 }
 
 /// A part of another node's message of diffs that the home has merged.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Part {
     pub(super) from: NodeId,
     pub(super) number: u64,
@@ -63,7 +64,7 @@ pub(super) struct Part {
 }
 
 /// What a home has of an extent.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Replica {
     home: NodeId,
     /// Whether it is all.
@@ -383,8 +384,11 @@ impl Release {
     /// A node has left: with the homes of durable extents, their backups, or neither.
     pub(super) fn leave_durable(&mut self, cx: &mut Context<'_>, node: NodeId) {
         let is_of_others = |part: &Part| part.from != node;
-        let mut unmerged = std::mem::take(&mut self.tables.unmerged);
-        for (_, diffs) in unmerged.extract_if(.., |_, diffs| diffs.to == node) {
+        let (to_it, mut unmerged): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut self.tables.unmerged)
+                .into_iter()
+                .partition(|(_, diffs)| diffs.to == node);
+        for diffs in to_it.into_values() {
             match diffs.kept {
                 Kept::Nothing => {}
                 Kept::Diffs(pages) => {

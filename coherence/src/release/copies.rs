@@ -5,12 +5,13 @@
 
 use migshm_protocol::ids::EXTENT_PAGES;
 use migshm_protocol::{NodeId, NodeSet};
+use serde::{Deserialize, Serialize};
 
 /// Groups that are kept at most, needed or not. The pages need [`EXTENT_PAGES`] and one.
 const GROUPS_MAX: usize = 2 * EXTENT_PAGES as usize;
 
 /// Of each page of an extent, the nodes that may have a copy.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Copies {
     /// The first is of nobody.
     groups: Vec<NodeSet>,

@@ -9,10 +9,12 @@
 //! for each such word:  one bit for each of its bytes,  then those bytes
 //! ```
 
+use serde::{Deserialize, Serialize};
+
 const WORD: usize = size_of::<u64>();
 
 /// The bytes of a page that were written, and where they are.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Diff(Vec<u8>);
 
 impl Diff {

@@ -3,6 +3,7 @@
 use migshm_protocol::ids::MAX_NODES;
 use migshm_protocol::release::{MAX_COPIES, MAX_WANTED, ReleaseMessage, Sent};
 use migshm_protocol::{NodeId, NodeSet, Page, SegmentId};
+use serde::{Deserialize, Serialize};
 
 use super::backup::{Part, replicate};
 use super::loans::Request;
@@ -10,7 +11,7 @@ use super::tables::slot;
 use super::{Action, Context, Diff, Release, State};
 
 /// A message of diffs, some of which are not merged yet.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Merging {
     pub(super) segment: SegmentId,
     /// How many.

@@ -25,6 +25,7 @@
 use migshm_protocol::page::Access;
 use migshm_protocol::release::{ReleaseMessage, RunSet, Sent};
 use migshm_protocol::{NodeId, NodeSet, Page, SegmentId};
+use serde::{Deserialize, Serialize};
 
 use super::tables::slot;
 use super::{Action, Context, Diff, Line, Pending, Release, State};
@@ -35,7 +36,7 @@ const PROVEN: u32 = 2;
 const MAX_DOUBLINGS: u8 = 8;
 
 /// What a manager knows of a page.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Record {
     /// To whom it is lent.
     pub(super) borrower: Option<NodeId>,
@@ -58,7 +59,7 @@ impl Record {
 }
 
 /// A page whose home is moving.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Moving {
     /// The other node.
     with: NodeId,
@@ -69,7 +70,7 @@ pub(super) struct Moving {
 }
 
 /// What a node asks of a page's manager.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) enum Request {
     /// A copy.
     Fetch {

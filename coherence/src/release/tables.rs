@@ -247,8 +247,11 @@ pub(super) fn slot(page: Page) -> usize {
     (page.index % EXTENT_PAGES) as usize
 }
 
+/// A page of a segment and what was written to it.
+pub(super) type PageDiff = (u32, Diff);
+
 /// As many diffs as fit a message, at least one, and the others.
-pub(super) fn split_diffs(diffs: &[(u32, Diff)]) -> (&[(u32, Diff)], &[(u32, Diff)]) {
+pub(super) fn split_diffs(diffs: &[PageDiff]) -> (&[PageDiff], &[PageDiff]) {
     let mut bytes = 0;
     let fits = diffs.iter().take_while(|(_, diff)| {
         bytes += diff.as_bytes().len();
@@ -258,7 +261,7 @@ pub(super) fn split_diffs(diffs: &[(u32, Diff)]) -> (&[(u32, Diff)], &[(u32, Dif
 }
 
 /// Diffs as they travel: the page and length of each, and their bytes.
-pub(super) fn encode(diffs: &[(u32, Diff)]) -> (Vec<(u32, u32)>, Vec<u8>) {
+pub(super) fn encode(diffs: &[PageDiff]) -> (Vec<(u32, u32)>, Vec<u8>) {
     let length =
         |diff: &Diff| u32::try_from(diff.as_bytes().len()).expect("less than a page twice");
     let pages = diffs.iter().map(|(page, diff)| (*page, length(diff)));

@@ -1,7 +1,9 @@
 //! Sets of pages of one segment.
 
+use serde::{Deserialize, Serialize};
+
 /// A set of page indexes, as large as its largest.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct Bits(Vec<u64>);
 
 impl Bits {

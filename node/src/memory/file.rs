@@ -6,6 +6,7 @@
 //! `pread`, which neither faults nor fills a hole. Punching a page out of the memfd takes it from
 //! every process at once.
 
+use serde::{Deserialize, Serialize};
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
@@ -20,6 +21,7 @@ use migshm_protocol::ids::{EXTENT_PAGES, PAGE_SIZE};
 
 use super::PAGE;
 use super::range::Adjacent;
+use crate::handover::descriptor;
 use crate::uffd::{Done, Uffd};
 
 pub(super) const MEMFD_NAME: &CStr = c"migshm";
@@ -29,7 +31,7 @@ pub(super) const MEMFD_NAME: &CStr = c"migshm";
 const MEMFD_MODE: libc::mode_t = 0o600;
 
 /// Which file a mapping is of, as `/proc/PID/maps` says it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct FileId {
     /// Number of its device.
     pub device: (u32, u32),
@@ -73,13 +75,17 @@ pub enum Contents<'a> {
 }
 
 /// Pages that local processes may map.
+#[derive(Serialize, Deserialize)]
 pub struct PageFile {
+    #[serde(with = "descriptor")]
     memfd: File,
     id: FileId,
     pages: u32,
     /// The daemon's own mapping; there while the pages are tracked.
+    #[serde(skip)]
     own: Option<OwnMapping>,
     /// Another, through which single bytes of pages are written: nothing faults there.
+    #[serde(skip)]
     window: Option<OwnMapping>,
 }
 

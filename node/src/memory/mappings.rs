@@ -1,5 +1,6 @@
 //! Which pages of which segments are mapped where: a table, which asks nothing of the kernel.
 
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
 use migshm_protocol::{Page, SegmentId};
@@ -11,11 +12,11 @@ use super::segment::UserId;
 use super::spaces::SpaceId;
 
 /// An attach: one successful `shmat`, or a fork's copy of one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct AttachId(pub u64);
 
 /// What an attach maps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum View {
     /// The segment's pages.
     Pages,
@@ -24,7 +25,7 @@ pub enum View {
 }
 
 /// An attach that a process has leave to map.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Granted {
     /// Its number.
     pub attach: AttachId,
@@ -37,7 +38,7 @@ pub struct Granted {
 }
 
 /// All mappings of the node.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct Mappings {
     /// Of each segment, in every address space.
     mappings: FxHashMap<SegmentId, Vec<Mapping>>,
@@ -366,7 +367,7 @@ impl Mappings {
 }
 
 /// A run of a segment's pages in an address space.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Mapping {
     /// Where.
     pub space: SpaceId,

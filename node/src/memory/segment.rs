@@ -9,6 +9,7 @@
 //! engine grants it at least for reading. So a replica's page is punched before the page itself
 //! becomes writable for anybody, or goes.
 
+use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -29,12 +30,14 @@ use crate::uffd::{Done, Uffd};
 pub type UserId = u32;
 
 /// A segment's memory on this node.
+#[derive(Serialize, Deserialize)]
 pub struct Segment {
     file: PageFile,
     /// Of users who may only read.
     replicas: FxHashMap<UserId, Replica>,
 }
 
+#[derive(Serialize, Deserialize)]
 struct Replica {
     file: PageFile,
     /// The pages that it has.
@@ -51,6 +54,18 @@ impl Segment {
             file: PageFile::new(size)?,
             replicas: FxHashMap::default(),
         })
+    }
+
+    /// Goes on with what was handed over: tracked pages, replicas always among them, are mapped here again.
+    ///
+    /// # Errors
+    /// Those of [`PageFile::track`].
+    pub fn resume(&mut self, is_tracked: bool, uffd: &Uffd) -> io::Result<()> {
+        if is_tracked {
+            self.file.track(uffd)?;
+        }
+        let mut replicas = self.replicas.values_mut();
+        replicas.try_for_each(|replica| replica.file.track(uffd))
     }
 
     /// How many pages it has.

@@ -6,6 +6,7 @@
 //! tables (`Done::Busy`); reading it adds the child's mappings to the segment, behind those that a
 //! loop over them has still to visit. No mapping escapes, whichever came first.
 
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::io;
@@ -25,13 +26,14 @@ use super::mappings::{AttachId, Granted, Mapping, Mappings, Replaced, Seen, View
 use super::maps::{self, Run};
 use super::range::{Adjacent, Range};
 use super::segment::Segment;
+use crate::handover::descriptor;
 use crate::uffd::{Done, Event, Uffd};
 
 /// How long a forking thread is given to notice that its event was read.
 const FORK_PAUSE: Duration = Duration::from_micros(20);
 
 /// An address space, on this node and in this daemon's life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SpaceId(pub u64);
 
 /// What an address space reports.
@@ -53,7 +55,7 @@ pub enum Report {
 }
 
 /// All address spaces of the node.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct Spaces {
     spaces: BTreeMap<SpaceId, Space>,
     /// What they map. Anything that changes page tables as well is done by [`Spaces`].
@@ -62,15 +64,19 @@ pub struct Spaces {
     tracked: FxHashMap<SegmentId, Bits>,
     /// What the files are of that are mapped.
     files: FxHashMap<FileId, (SegmentId, View)>,
+    #[serde(skip)]
     reports: VecDeque<(SpaceId, Report)>,
     last_id: u64,
 }
 
+#[derive(Serialize, Deserialize)]
 struct Space {
     uffd: Option<Rc<Uffd>>,
     /// `/proc/PID`, once the process is known.
+    #[serde(with = "descriptor::optional")]
     process: Option<File>,
     /// Its `pagemap`, while there are descriptors enough.
+    #[serde(with = "descriptor::optional")]
     pagemap: Option<File>,
     /// Address of the anchor page; 0 without userfaultfd.
     anchor: u64,
@@ -112,6 +118,12 @@ impl Spaces {
             },
         );
         Ok(id)
+    }
+
+    /// Whether a segment is tracked.
+    #[must_use]
+    pub fn is_tracked(&self, segment: SegmentId) -> bool {
+        self.tracked.contains_key(&segment)
     }
 
     /// The address space's userfaultfd, to wait for reports on.

@@ -364,7 +364,7 @@ fn serve(socket: &OwnedFd, connection: usize, script: Script, state: &Arc<Mutex<
                 let until = address + length;
                 send(FromNode::Permitted { id, until }, &[], None);
             }
-            ToNode::Unmapped { .. } | ToNode::Status { .. } => {}
+            ToNode::Unmapped { .. } | ToNode::Status { .. } | ToNode::Upgrade { .. } => {}
         }
     }
 }

@@ -61,6 +61,7 @@ pub(super) fn local() -> Vec<Vec<u8>> {
             length,
         },
         ToNode::Status { id },
+        ToNode::Upgrade { id },
     ];
     messages.extend(
         calls()
