@@ -25,6 +25,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use migshm_protocol::ids::MAX_NODES;
 use migshm_protocol::page::Access;
 use migshm_protocol::release::ReleaseMessage;
 use migshm_protocol::{Extent, NodeId, Page, SegmentId};
@@ -151,7 +152,8 @@ impl Release {
             self.extent_mut(extent).manager = Some(me);
             self.promote(cx, extent, blank);
         }
-        self.extent_mut(extent).backup = backup.filter(|&backup| backup != me);
+        let can_be = |backup: &NodeId| *backup != me && usize::from(backup.0) < MAX_NODES;
+        self.extent_mut(extent).backup = backup.filter(can_be);
         let parts = self.tables.unbacked.remove(&extent).unwrap_or_default();
         self.replicate_afresh(cx, extent, parts);
         for (page, request) in self.tables.early.remove(&extent).unwrap_or_default() {
@@ -358,7 +360,8 @@ impl Release {
     /// It is known who is the home of an extent now, if anybody is.
     pub(super) fn adopt(&mut self, cx: &mut Context<'_>, extent: Extent, home: Option<NodeId>) {
         let orphans = self.tables.orphans.remove(&extent).unwrap_or_default();
-        if let Some(home) = home
+        // What is at home here was merged when the coordinator said so.
+        if let Some(home) = home.filter(|home| *home != self.tables.me)
             && !orphans.is_empty()
         {
             cx.diffs.insert((home, extent.segment), orphans);
