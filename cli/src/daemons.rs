@@ -61,7 +61,7 @@ pub struct CoordinatorArgs {
     /// Directory for the coordinator's state, with which it goes on when it is started again [default: none, the state ends with the coordinator].
     #[arg(long, value_name = "DIR", env = "MIGSHM_STATE_DIR")]
     state_dir: Option<PathBuf>,
-    /// An etcd cluster for the state instead: etcd://HOST[:PORT],...[/PREFIX]. Of several coordinators on the same one leads, and another takes its place when it ends.
+    /// An etcd cluster for the state instead: `etcd://HOST[:PORT],...[/PREFIX]`. Of several coordinators on the same one leads, and another takes its place when it ends.
     #[arg(
         long,
         value_name = "ETCD",

@@ -8,7 +8,7 @@
 //!
 //! One coordinator leads: the one whose address is in the leader's key, which is bound to a lease. The others wait
 //! until the key is gone. Nothing rests on clocks but how soon that is: whatever a leader says
-//! is stored before, and storing succeeds only while the key is its own ([`log`]). Besides it stops on its own
+//! is stored before, and storing succeeds only while the key is its own (`etcd/log.rs`). Besides it stops on its own
 //! before its lease can have ended.
 //!
 //! etcd keeps what keys were until that is compacted; a leader does that to what was before the last

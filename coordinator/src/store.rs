@@ -1,4 +1,4 @@
-//! Where a coordinator's state outlives it: etcd ([`etcd`](crate::etcd)), or a directory with an embedded
+//! Where a coordinator's state outlives it: etcd ([`crate::etcd`]), or a directory with an embedded
 //! database (redb) and a journal, which is here.
 //!
 //! The database has a snapshot of the state, the journal what has happened since. A commit to either is all or

@@ -168,7 +168,7 @@ pub enum Error {
 
 /// Serves until SIGINT or SIGTERM, or until nothing is left to serve where `config.autostart` says
 /// so. SIGHUP has a node of a cluster read its certificates again; `migshm upgrade` has the program that
-/// is in this one's place now go on ([`handover`]).
+/// is in this one's place now go on (`handover.rs`).
 ///
 /// # Errors
 /// [`Error`], also told on `config.ready_fd`.
