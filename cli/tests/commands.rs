@@ -272,7 +272,7 @@ fn impossible_faults_are_refused_with_the_reason() {
     let script = "migshm labctl kill node9; migshm labctl start node1; migshm labctl cut node1";
     let (_, _, error) = output(&mut lab("1", script));
     assert!(
-        error.contains("the lab has no node9; it has coordinator and node1 to node1"),
+        error.contains("the lab has no node9; it has coordinator, node1"),
         "{error}"
     );
     assert!(error.contains("node1 runs already"), "{error}");

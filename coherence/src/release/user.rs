@@ -154,7 +154,9 @@ impl Release {
             return;
         };
         let lent = sent == Sent::Lent;
-        if lent && self.manager_of(page.extent()) != Some(from) {
+        let may_lend =
+            || self.manager_of(page.extent()) == Some(from) && !self.is_durable(page.segment);
+        if lent && !may_lend() {
             return self.protocol_error();
         }
         // An older answer, of which a newer one was asked since. What is lent is lent all the same.
