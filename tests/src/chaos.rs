@@ -74,6 +74,25 @@ pub struct Report {
     pub kept: Option<PathBuf>,
 }
 
+impl Report {
+    /// Fails if anything is wrong, or nothing was done.
+    ///
+    /// # Panics
+    /// With the seed, the schedule, and what is wrong.
+    #[track_caller]
+    pub fn assert_right(&self, seed: u64) {
+        let events = &self.schedule.events;
+        let shown: Vec<String> = events.iter().map(ToString::to_string).collect();
+        let wrong = self.wrong.join("\n\n");
+        assert!(
+            wrong.is_empty(),
+            "seed {seed}\n{}\n\n{wrong}",
+            shown.join("\n")
+        );
+        assert!(self.operations > 0);
+    }
+}
+
 /// Runs the clients on a cluster of their own, with faults, and judges what they saw.
 ///
 /// # Panics

@@ -32,7 +32,6 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 pub use process::{LIMIT, Outcome, Process, run};
-pub use random::Random;
 pub use solo::Solo;
 
 /// How long [`eventually`] waits for what is promised, but for no particular time.
@@ -306,6 +305,16 @@ impl Lab {
     #[must_use]
     pub fn start(&self, node: usize, name: &str) -> Process {
         Process::start(&mut self.on(node, name))
+    }
+
+    /// A process of each of the first nodes, with the same semaphore.
+    #[must_use]
+    pub fn with_semaphore<const N: usize>(&self) -> [Process; N] {
+        std::array::from_fn(|index| {
+            let mut process = self.start(index + 1, "sysv");
+            process.obey("semaphore 1");
+            process
+        })
     }
 
     /// Runs the ranks of a program of `c-tests`, rank r on node r modulo nodes.

@@ -2,9 +2,8 @@
 
 use std::fs;
 use std::process::{Child, Stdio};
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use migshm_tests::random::Random;
+use migshm_tests::random::{Random, number, seed};
 use migshm_tests::{Lab, Process, eventually, run};
 
 const NODES: usize = 3;
@@ -125,20 +124,8 @@ impl Ledger {
 /// MIGSHM_DEATHS nodes die, 3 if that is not set, of seed MIGSHM_SEED, a new one if that is not set.
 #[test]
 fn no_released_write_is_missing_whichever_nodes_die() {
-    let number = |name| {
-        std::env::var(name)
-            .ok()
-            .map(|n| n.parse::<u64>().expect(name))
-    };
     let deaths = number("MIGSHM_DEATHS").unwrap_or(3);
-    let fresh = || {
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |now| now.as_nanos() as u64)
-    };
-    let seed = number("MIGSHM_SEED").unwrap_or_else(fresh);
-    println!("MIGSHM_SEED={seed}");
-    let mut random = Random(seed);
+    let mut random = Random(seed("MIGSHM_SEED"));
     let mut ledger = Ledger::new();
     for death in 0..deaths {
         ledger.go_on();

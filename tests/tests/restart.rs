@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use migshm_tests::{Lab, Process, built, eventually, is_root_for, run};
+use migshm_tests::{Lab, built, eventually, is_root_for, run};
 
 fn kill(lab: &Lab) {
     lab.labctl(&["kill", "coordinator"]);
@@ -16,19 +16,10 @@ fn start(lab: &Lab) {
     lab.labctl(&["start", "coordinator"]);
 }
 
-/// A process of each node, with the same semaphore.
-fn with_semaphore<const N: usize>(lab: &Lab) -> [Process; N] {
-    std::array::from_fn(|index| {
-        let mut process = lab.start(index + 1, "sysv");
-        process.obey("semaphore 1");
-        process
-    })
-}
-
 #[test]
 fn blocked_operations_go_on() {
     let lab = Lab::new(2);
-    let [mut first, mut second] = with_semaphore(&lab);
+    let [mut first, mut second] = lab.with_semaphore();
     first.tell("change -2");
     eventually("it waits", || second.ask("waiters") == "1");
     kill(&lab);
@@ -52,7 +43,7 @@ fn a_node_says_that_it_waits() {
 #[test]
 fn what_a_process_owes_is_undone_that_ends_meanwhile() {
     let lab = Lab::new(2);
-    let [mut holder, mut waiter] = with_semaphore(&lab);
+    let [mut holder, mut waiter] = lab.with_semaphore();
     holder.obey("change 1");
     holder.obey("lock -1");
     waiter.tell("lock -1");
@@ -67,7 +58,7 @@ fn what_a_process_owes_is_undone_that_ends_meanwhile() {
 #[test]
 fn timeouts_count() {
     let lab = Lab::new(2);
-    let [mut before, mut meanwhile] = with_semaphore(&lab);
+    let [mut before, mut meanwhile] = lab.with_semaphore();
     before.tell("within -1 300");
     kill(&lab);
     meanwhile.tell("within -1 300");
@@ -138,7 +129,7 @@ fn pages_need_no_coordinator() {
 #[test]
 fn a_node_goes_on_with_what_is_delegated_to_it() {
     let lab = Lab::new(2);
-    let [mut owner, mut other] = with_semaphore(&lab);
+    let [mut owner, mut other] = lab.with_semaphore();
     for _ in 0..100 {
         owner.obey("change 1");
     }
@@ -157,7 +148,7 @@ fn a_node_goes_on_with_what_is_delegated_to_it() {
 #[test]
 fn a_node_that_does_not_come_back_is_gone() {
     let lab = Lab::new(2);
-    let [mut survivor, mut victim] = with_semaphore(&lab);
+    let [mut survivor, mut victim] = lab.with_semaphore();
     victim.obey("change 1");
     victim.obey("lock -1");
     kill(&lab);
@@ -198,7 +189,7 @@ fn refusal(lab: &Lab, expected: &str) {
 #[test]
 fn a_state_that_cannot_be_used_is_refused_and_kept() {
     let lab = Lab::new(1);
-    let [mut process] = with_semaphore(&lab);
+    let [mut process] = lab.with_semaphore();
     process.obey("change 7");
     kill(&lab);
     let state = lab.directory().join("state");

@@ -8,7 +8,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use migshm_tests::{Lab, Process, Random, Solo, built, eventually, is_root_for, run};
+use migshm_tests::random::{Random, number, seed};
+use migshm_tests::{Lab, Process, Solo, built, eventually, is_root_for, run};
 
 const NODES: usize = 3;
 
@@ -24,10 +25,6 @@ const LOADS: [(&str, &[&str]); 7] = [
     ("churn", &[]),
 ];
 
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok()?.parse().ok()
-}
-
 fn upgrade(lab: &Lab, node: usize) {
     let before = lab.status(node)["upgrades"].as_u64();
     let mut command = lab.inside(built("target/release/migshm"));
@@ -39,13 +36,6 @@ fn upgrade(lab: &Lab, node: usize) {
     assert_eq!(after, before.map(|count| count + 1));
 }
 
-fn seed() -> u64 {
-    let fresh = u64::from(std::process::id());
-    let seed = number("MIGSHM_SEED").unwrap_or(fresh);
-    println!("MIGSHM_SEED={seed}");
-    seed
-}
-
 fn upgrades() -> u64 {
     number("MIGSHM_UPGRADES").unwrap_or(40)
 }
@@ -53,7 +43,7 @@ fn upgrades() -> u64 {
 #[test]
 fn no_program_notices() {
     let lab = Lab::new(NODES);
-    let mut random = Random(seed());
+    let mut random = Random(seed("MIGSHM_SEED"));
     let mut done = 0;
     for (name, options) in LOADS.iter().cycle() {
         let mut load = lab.inside(built("c-tests/spread.sh"));
@@ -77,7 +67,7 @@ fn no_program_notices() {
 #[test]
 fn released_writes_arrive() {
     let lab = Lab::new(NODES);
-    let mut random = Random(seed());
+    let mut random = Random(seed("MIGSHM_SEED"));
     let mut load = lab.inside(built("c-tests/spread.sh"));
     load.args(["counter", "3", "--ops", "1000"]);
     let mut load = Process::start(load.env("MIGSHM_CONSISTENCY", "release"));
